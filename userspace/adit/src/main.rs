@@ -1,0 +1,4 @@
+//! The `adit` daemon and command-line tool.
+#![forbid(unsafe_code)]
+
+fn main() {}
