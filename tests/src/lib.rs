@@ -1,1 +1,25 @@
-//! Helpers for whole-system tests in network namespaces.
+//! Harness for whole-system tests: network namespaces, tunnel daemons in them, stock tools run against them.
+//!
+//! Every resource is a guard. Dropping it, also while a panic unwinds, ends the processes it started (by their ids),
+//! and removes its namespaces, sockets and files. Names are unique, so any number of runs share one machine.
+//!
+//! Everything here needs root. [`Namespace::new`] says so when it is missing.
+#![forbid(unsafe_code)]
+
+pub mod command;
+pub mod daemon;
+pub mod iperf;
+pub mod link;
+pub mod name;
+pub mod namespace;
+pub mod ping;
+pub mod process;
+pub mod transfer;
+pub mod tunnel;
+pub mod uapi;
+pub mod wait;
+pub mod wg;
+
+pub use daemon::{Daemon, Implementation};
+pub use namespace::Namespace;
+pub use tunnel::{Pair, PairOptions, Site};

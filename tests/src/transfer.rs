@@ -1,0 +1,124 @@
+//! TCP and UDP transfers whose every byte is checked, which iperf3 does not do.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::Namespace;
+use crate::tunnel::{Family, Site};
+
+/// Longest silence within a transfer.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// Sends `bytes` over TCP from one namespace to an address in another, and checks what arrives.
+///
+/// # Errors
+/// It does not arrive, or not as it was sent.
+pub fn tcp(from: &Namespace, to: &Namespace, address: IpAddr, bytes: usize) -> Result<()> {
+    let listener = to.enter(|| TcpListener::bind(SocketAddr::new(address, 0)))??;
+    let target = listener.local_addr()?;
+    std::thread::scope(|scope| {
+        let receiver = scope.spawn(move || -> Result<()> {
+            let (mut stream, _) = listener.accept()?;
+            stream.set_read_timeout(Some(SILENCE))?;
+            receive(&mut stream, bytes)
+        });
+        let mut stream = from.enter(|| TcpStream::connect_timeout(&target, SILENCE))??;
+        stream.set_write_timeout(Some(SILENCE))?;
+        let mut sent = 0;
+        let mut block = vec![0; 1 << 16];
+        while sent < bytes {
+            let length = block.len().min(bytes - sent);
+            fill(&mut block[..length], sent);
+            stream.write_all(&block[..length])?;
+            sent += length;
+        }
+        drop(stream);
+        receiver
+            .join()
+            .map_err(|_| anyhow::anyhow!("receiver panicked"))?
+    })
+    .with_context(|| format!("TCP transfer of {bytes} bytes to {target}"))
+}
+
+fn receive(stream: &mut TcpStream, bytes: usize) -> Result<()> {
+    let mut received = 0;
+    let mut block = vec![0; 1 << 16];
+    let mut expected = vec![0; 1 << 16];
+    loop {
+        let length = stream
+            .read(&mut block)
+            .with_context(|| format!("after {received} bytes"))?;
+        if length == 0 {
+            ensure!(received == bytes, "only {received} bytes arrived");
+            return Ok(());
+        }
+        fill(&mut expected[..length], received);
+        ensure!(
+            block[..length] == expected[..length],
+            "wrong bytes after {received}"
+        );
+        received += length;
+    }
+}
+
+/// A pattern whose period is no power of two, so that a lost or swapped packet shows.
+fn fill(block: &mut [u8], position: usize) {
+    for (byte, value) in block.iter_mut().zip((0..=250).cycle().skip(position % 251)) {
+        *byte = value;
+    }
+}
+
+/// [`tcp`] from left to right and from right to left, through the tunnel.
+///
+/// # Errors
+/// As [`tcp`].
+pub fn tcp_both_ways(left: &Site, right: &Site, inner: Family, bytes: usize) -> Result<()> {
+    tcp(&left.namespace, &right.namespace, right.inner(inner), bytes)?;
+    tcp(&right.namespace, &left.namespace, left.inner(inner), bytes)
+}
+
+/// Sends datagrams of the given lengths, one by one, each answered with the same bytes.
+///
+/// # Errors
+/// One is not answered after three tries, or not with its own bytes.
+pub fn udp_echo(
+    from: &Namespace,
+    to: &Namespace,
+    address: IpAddr,
+    lengths: &[usize],
+) -> Result<()> {
+    let server = to.enter(|| UdpSocket::bind(SocketAddr::new(address, 0)))??;
+    let unspecified: IpAddr = if address.is_ipv4() {
+        [0; 4].into()
+    } else {
+        [0; 16].into()
+    };
+    let client = from.enter(|| UdpSocket::bind(SocketAddr::new(unspecified, 0)))??;
+    client.connect(server.local_addr()?)?;
+    for socket in [&client, &server] {
+        socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+    }
+    let mut buffer = vec![0; 1 << 16];
+    for &length in lengths {
+        let mut datagram = vec![0; length];
+        fill(&mut datagram, length);
+        let answered = (0..3).any(|_| {
+            let mut exchange = || -> std::io::Result<bool> {
+                client.send(&datagram)?;
+                let (received, peer) = server.recv_from(&mut buffer)?;
+                server.send_to(&buffer[..received], peer)?;
+                let received = client.recv(&mut buffer)?;
+                Ok(buffer[..received] == datagram)
+            };
+            exchange().unwrap_or(false)
+        });
+        ensure!(
+            answered,
+            "UDP datagram of {length} bytes to {address} does not come back"
+        );
+    }
+    Ok(())
+}
