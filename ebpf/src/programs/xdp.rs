@@ -1,0 +1,323 @@
+//! `adit_xdp`: takes the tunnel's data messages out of the stack.
+//!
+//! Only what is certainly ours is touched. Whatever is unusual about the Ethernet, IP or UDP header (VLAN tags,
+//! options, extension headers, fragments, lengths that disagree, a wrong header checksum, a source nobody can have) is
+//! left to the network stack, which knows all the rules.
+
+use adit_ebpf::{
+    Address, Config, DATA_MESSAGE_MIN, Direction, DropReason, Family, FlowKey, Handshake,
+    ListenerKey, SessionKey, map_ipv4,
+};
+use aya_ebpf::{
+    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
+    helpers::bpf_xdp_get_buff_len,
+    macros::xdp,
+    programs::XdpContext,
+};
+
+use crate::{
+    count, limit,
+    maps::{CONFIG, DEVICES, LISTENERS, SESSIONS, XSKS},
+};
+
+const ETHERNET: usize = 14;
+const IPV4: usize = 20;
+const IPV6: usize = 40;
+const UDP: u16 = 8;
+
+const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
+const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
+const PROTOCOL_UDP: u8 = 17;
+/// Everything in the IPv4 flags and offset field but "don't fragment".
+const FRAGMENT_OR_RESERVED: u16 = 0xbfff_u16.to_be();
+
+#[repr(C, packed)]
+struct EthernetHeader {
+    destination: [u8; 6],
+    source: [u8; 6],
+    ethertype: u16,
+}
+
+#[repr(C, packed)]
+struct Ipv4Header {
+    version_and_length: u8,
+    tos: u8,
+    total_length: u16,
+    identification: u16,
+    fragment: u16,
+    ttl: u8,
+    protocol: u8,
+    checksum: u16,
+    source: [u8; 4],
+    destination: [u8; 4],
+}
+
+#[repr(C, packed)]
+struct Ipv6Header {
+    version: u8,
+    class_and_label: [u8; 3],
+    payload_length: u16,
+    next_header: u8,
+    hop_limit: u8,
+    source: Address,
+    destination: Address,
+}
+
+#[repr(C, packed)]
+struct UdpHeader {
+    source: u16,
+    destination: u16,
+    length: u16,
+    checksum: u16,
+}
+
+/// What the outer headers say about a datagram to one of our listeners.
+struct Outer {
+    source: Address,
+    destination: Address,
+    source_port: u16,
+    destination_port: u16,
+    family: Family,
+    /// Offset of the UDP payload in the frame.
+    payload: usize,
+    /// Bytes of UDP payload.
+    length: u32,
+    /// Bytes of the frame as far as the IP header describes it.
+    frame: u64,
+}
+
+/// Entry point. Every path ends in PASS, DROP or REDIRECT.
+#[xdp(frags)]
+pub(crate) fn adit_xdp(ctx: XdpContext) -> u32 {
+    match outer(&ctx) {
+        Some(outer) => decide(&ctx, &outer),
+        None => XDP_PASS,
+    }
+}
+
+/// A pointer to a `T` in the linear part of the frame.
+#[inline(always)]
+fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*const T> {
+    let start = ctx.data() + offset;
+    if start + size_of::<T>() > ctx.data_end() {
+        return None;
+    }
+    Some(start as *const T)
+}
+
+/// Reads the headers; `None` unless the packet is a plain datagram to one of our listeners.
+#[inline(always)]
+fn outer(ctx: &XdpContext) -> Option<Outer> {
+    // SAFETY (for every read in this function): `at` has checked that the header lies within the frame, and a packed
+    // header has alignment 1.
+    let ethernet = unsafe { &*at::<EthernetHeader>(ctx, 0)? };
+    if ethernet.destination[0] & 1 != 0 {
+        return None;
+    }
+    let outer = match ethernet.ethertype {
+        ETHERTYPE_IPV4 => ipv4(ctx)?,
+        ETHERTYPE_IPV6 => ipv6(ctx)?,
+        _ => return None,
+    };
+    // Nobody can answer to port 0.
+    if outer.source_port == 0 {
+        return None;
+    }
+    let listener = ListenerKey {
+        address: outer.destination,
+        port: outer.destination_port,
+    };
+    // SAFETY: nothing in this program removes listeners; a concurrent removal at worst yields a stale value.
+    let listener = unsafe { LISTENERS.get(listener) }?;
+    // SAFETY: the context is valid for the whole invocation.
+    let ingress = unsafe { (*ctx.ctx).ingress_ifindex };
+    if listener.ifindex != 0 && listener.ifindex != ingress {
+        return None;
+    }
+    Some(outer)
+}
+
+#[inline(always)]
+fn ipv4(ctx: &XdpContext) -> Option<Outer> {
+    // SAFETY: `at` has checked the bounds, and a packed header has alignment 1.
+    let ip = unsafe { &*at::<Ipv4Header>(ctx, ETHERNET)? };
+    if ip.version_and_length != 0x45
+        || ip.fragment & FRAGMENT_OR_RESERVED != 0
+        || ip.protocol != PROTOCOL_UDP
+    {
+        return None;
+    }
+    // A martian source could be replayed at us to move a peer's endpoint to this host itself: let the stack drop it.
+    if ip.source[0] == 0 || ip.source[0] == 127 || ip.source[0] >= 224 {
+        return None;
+    }
+    // SAFETY: as above.
+    let words = unsafe { &*at::<[[u8; 2]; IPV4 / 2]>(ctx, ETHERNET)? };
+    let mut sum = 0_u32;
+    let mut index = 0;
+    while index < IPV4 / 2 {
+        sum += u32::from(u16::from_ne_bytes(words[index]));
+        index += 1;
+    }
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    if sum != 0xffff {
+        return None;
+    }
+    // SAFETY: as above.
+    let udp = unsafe { &*at::<UdpHeader>(ctx, ETHERNET + IPV4)? };
+    let total = u16::from_be(ip.total_length);
+    let length = u16::from_be(udp.length);
+    if length < UDP || u32::from(total) != u32::from(length) + IPV4 as u32 {
+        return None;
+    }
+    Some(Outer {
+        source: map_ipv4(ip.source),
+        destination: map_ipv4(ip.destination),
+        source_port: u16::from_be(udp.source),
+        destination_port: u16::from_be(udp.destination),
+        family: Family::V4,
+        payload: ETHERNET + IPV4 + UDP as usize,
+        length: u32::from(length - UDP),
+        frame: ETHERNET as u64 + u64::from(total),
+    })
+}
+
+#[inline(always)]
+fn ipv6(ctx: &XdpContext) -> Option<Outer> {
+    // SAFETY: `at` has checked the bounds, and a packed header has alignment 1.
+    let ip = unsafe { &*at::<Ipv6Header>(ctx, ETHERNET)? };
+    if ip.version >> 4 != 6 || ip.next_header != PROTOCOL_UDP || ip.source[0] == 0xff {
+        return None;
+    }
+    // ::, ::1 and mapped addresses all begin with 64 zero bits, and none of them may come from a network.
+    let source = ip.source;
+    let mut prefix = 0_u8;
+    let mut index = 0;
+    while index < 8 {
+        prefix |= source[index];
+        index += 1;
+    }
+    if prefix == 0 {
+        return None;
+    }
+    // SAFETY: as above.
+    let udp = unsafe { &*at::<UdpHeader>(ctx, ETHERNET + IPV6)? };
+    let length = u16::from_be(udp.length);
+    // RFC 8200, section 8.1: a UDP checksum of zero is not valid over IPv6.
+    if length < UDP || ip.payload_length != udp.length || udp.checksum == 0 {
+        return None;
+    }
+    Some(Outer {
+        source,
+        destination: ip.destination,
+        source_port: u16::from_be(udp.source),
+        destination_port: u16::from_be(udp.destination),
+        family: Family::V6,
+        payload: ETHERNET + IPV6 + UDP as usize,
+        length: u32::from(length - UDP),
+        frame: (ETHERNET + IPV6) as u64 + u64::from(length),
+    })
+}
+
+/// Decides about a datagram to one of our listeners by its WireGuard header.
+#[inline(always)]
+fn decide(ctx: &XdpContext, outer: &Outer) -> u32 {
+    // SAFETY: the context is valid for the whole invocation.
+    let available = unsafe { bpf_xdp_get_buff_len(ctx.ctx) };
+    if outer.frame > available {
+        return XDP_PASS;
+    }
+    if outer.length < 4 {
+        return drop(ctx, DropReason::TooShort, outer);
+    }
+    let Some(kind) = at::<[u8; 4]>(ctx, outer.payload) else {
+        return XDP_PASS;
+    };
+    // SAFETY: `at` has checked the bounds; alignment 1.
+    let kind = u32::from_le_bytes(unsafe { *kind });
+    if let Some(exact) = Handshake::length(kind) {
+        return handshake(ctx, outer, exact);
+    }
+    if kind != 4 {
+        let reason = match kind & 0xff {
+            1..=4 => DropReason::Reserved,
+            _ => DropReason::UnknownType,
+        };
+        return drop(ctx, reason, outer);
+    }
+    if outer.length < DATA_MESSAGE_MIN {
+        return drop(ctx, DropReason::TooShort, outer);
+    }
+    let Some(receiver) = at::<[u8; 4]>(ctx, outer.payload + 4) else {
+        return XDP_PASS;
+    };
+    // SAFETY: `at` has checked the bounds; alignment 1.
+    let receiver: SessionKey = u32::from_le_bytes(unsafe { *receiver });
+    if SESSIONS.get_ptr(receiver).is_none() {
+        return drop(ctx, DropReason::DeadIndex, outer);
+    }
+    steer(ctx, outer, available)
+}
+
+#[inline(always)]
+fn handshake(ctx: &XdpContext, outer: &Outer, exact: u32) -> u32 {
+    if outer.length < exact {
+        return drop(ctx, DropReason::TooShort, outer);
+    }
+    if outer.length > exact {
+        return drop(ctx, DropReason::HandshakeLength, outer);
+    }
+    match CONFIG.get(0) {
+        Some(config)
+            if config.under_load != 0 && !limit::admit(config, &outer.source, outer.family) =>
+        {
+            drop(ctx, DropReason::RateLimited, outer)
+        }
+        _ => XDP_PASS,
+    }
+}
+
+/// Sends a live data message to the AF_XDP socket of this RX queue, or up the stack where that cannot be.
+#[inline(always)]
+fn steer(ctx: &XdpContext, outer: &Outer, available: u64) -> u32 {
+    match CONFIG.get(0) {
+        Some(Config { steer: 0, .. }) | None => return XDP_PASS,
+        Some(_) => {}
+    }
+    // SAFETY: the context is valid for the whole invocation.
+    let (ingress, queue) = unsafe { ((*ctx.ctx).ingress_ifindex, (*ctx.ctx).rx_queue_index) };
+    // SAFETY: nothing in this program removes devices; a concurrent removal at worst yields a stale value.
+    let Some(device) = (unsafe { DEVICES.get(ingress) }) else {
+        return XDP_PASS;
+    };
+    let linear = (ctx.data_end() - ctx.data()) as u64;
+    // A super-packet (generic mode sees them) or a jumbo frame does not fit a UMEM frame; an AF_XDP socket without
+    // scatter-gather would drop it.
+    if queue >= device.queues || available > u64::from(device.max_frame) || linear != available {
+        return XDP_PASS;
+    }
+    // The flag is the verdict when the slot is empty: bpf_redirect_map(), net/core/filter.c.
+    if XSKS
+        .redirect(device.first_slot + queue, u64::from(XDP_PASS))
+        .is_err()
+    {
+        return XDP_PASS;
+    }
+    let key = FlowKey {
+        remote_address: outer.source,
+        local_address: outer.destination,
+        remote_port: outer.source_port,
+        local_port: outer.destination_port,
+        direction: Direction::Ingress as u8,
+        family: outer.family as u8,
+    };
+    count::flow(ctx, &key, 1, u64::from(outer.length));
+    XDP_REDIRECT
+}
+
+#[inline(always)]
+fn drop(ctx: &XdpContext, reason: DropReason, outer: &Outer) -> u32 {
+    count::dropped(ctx, reason, outer.length);
+    XDP_DROP
+}
