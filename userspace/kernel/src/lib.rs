@@ -1,1 +1,29 @@
-//! The Linux interfaces a userspace tunnel needs: TUN, UDP with GSO and GRO, netlink.
+//! The Linux interfaces a userspace tunnel needs, one module each, all with a safe API.
+//!
+//! Every system call of the project and nearly all of its `unsafe` live here. The crate knows
+//! neither the WireGuard protocol nor the contents of the packets it carries.
+//!
+//! | module | interface |
+//! |---|---|
+//! | [`tun`] | `/dev/net/tun`: super-packets with a virtio header, offloads |
+//! | [`udp`] | `recvmmsg`/`sendmmsg` with UDP GRO/GSO, source addresses, ECN, fwmark |
+//! | [`netlink`] | rtnetlink: the device's state, address and route changes, route lookup |
+//! | [`netns`] | network namespaces |
+//! | [`poll`] | `ppoll(2)` |
+//! | [`event`] | `eventfd(2)` |
+//! | [`inotify`] | removal of one file |
+//! | [`clock`] | `CLOCK_BOOTTIME`, wall clock |
+//! | [`process`] | sessions, umask, inherited descriptors |
+//! | [`alloc`] | an allocator that counts per thread |
+
+pub mod alloc;
+pub mod clock;
+pub mod event;
+pub mod inotify;
+pub mod netlink;
+pub mod netns;
+pub mod poll;
+pub mod process;
+mod sys;
+pub mod tun;
+pub mod udp;

@@ -1,0 +1,1 @@
+//! Recovery of sends, against a kernel that fails on demand.

@@ -1,0 +1,208 @@
+//! One UDP socket of one family, set up for a tunnel.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::UdpOptions;
+use super::address::RawAddress;
+use crate::sys::socket;
+
+/// IPv4 or IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6, and nothing but.
+    V6,
+}
+
+/// A non-blocking UDP socket bound to one port on all addresses of one family.
+#[derive(Debug)]
+pub struct UdpSocket {
+    fd: OwnedFd,
+    family: Family,
+    port: u16,
+    gro: bool,
+    /// Cleared for good when the kernel cannot segment on the way out.
+    gso: AtomicBool,
+}
+
+impl UdpSocket {
+    /// Opens and binds; `port` 0 lets the kernel pick one.
+    pub(super) fn bind(family: Family, port: u16, options: &UdpOptions) -> io::Result<Self> {
+        let (domain, any) = match family {
+            Family::V4 => (libc::AF_INET, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            Family::V6 => (libc::AF_INET6, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+        };
+        let fd = socket::socket(domain, libc::SOCK_DGRAM, libc::IPPROTO_UDP)?;
+        let set = |level, name, value| socket::set_option(fd.as_fd(), level, name, value);
+        match family {
+            Family::V4 => {
+                set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+                set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+            }
+            Family::V6 => {
+                set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+                set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+                set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+            }
+        }
+        // IP_MTU_DISCOVER keeps its default, under which the kernel fragments a datagram that is
+        // larger than the path takes, as it does for its own WireGuard.
+        set_buffer(
+            &fd,
+            libc::SO_RCVBUFFORCE,
+            libc::SO_RCVBUF,
+            options.receive_buffer,
+        );
+        set_buffer(
+            &fd,
+            libc::SO_SNDBUFFORCE,
+            libc::SO_SNDBUF,
+            options.send_buffer,
+        );
+        if options.fwmark != 0 {
+            set_mark(&fd, options.fwmark)?;
+        }
+        // The answer to the setting tells; reading the option back fails before Linux 5.12.
+        let gro = options.gro && set(libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
+        // Readable since it exists (Linux 4.18).
+        let gso =
+            options.gso && socket::option(fd.as_fd(), libc::SOL_UDP, libc::UDP_SEGMENT).is_ok();
+        socket::bind(
+            fd.as_fd(),
+            RawAddress::new(&SocketAddr::new(any, port)).as_bytes(),
+        )?;
+        let mut bound = RawAddress::EMPTY;
+        let length = socket::local_address(fd.as_fd(), bound.room())?;
+        bound.set_length(length);
+        let port = bound
+            .to_socket_address()
+            .map_or(port, |address| address.port());
+        Ok(Self {
+            fd,
+            family,
+            port,
+            gro,
+            gso: AtomicBool::new(gso),
+        })
+    }
+
+    /// The family of its addresses.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// The local port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether the kernel may put received datagrams together (UDP GRO).
+    #[must_use]
+    pub fn gro(&self) -> bool {
+        self.gro
+    }
+
+    /// Whether the kernel cuts up what is sent (UDP GSO): asked for, known, and not switched off
+    /// by an `EIO` since.
+    #[must_use]
+    pub fn gso(&self) -> bool {
+        self.gso.load(Ordering::Relaxed)
+    }
+
+    /// Gives up GSO for as long as the socket lives.
+    pub fn disable_gso(&self) {
+        self.gso.store(false, Ordering::Relaxed);
+    }
+
+    /// Size of the receive buffer in bytes as the kernel counts, which is twice what was granted.
+    ///
+    /// # Errors
+    /// As `getsockopt(2)`.
+    pub fn receive_buffer(&self) -> io::Result<usize> {
+        let size = socket::option(self.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF)?;
+        Ok(usize::try_from(size).unwrap_or(0))
+    }
+
+    /// Marks everything sent from now on (`SO_MARK`); 0 removes the mark.
+    ///
+    /// # Errors
+    /// `EPERM` without `CAP_NET_ADMIN`.
+    pub fn set_fwmark(&self, mark: u32) -> io::Result<()> {
+        set_mark(&self.fd, mark)
+    }
+}
+
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn set_mark(fd: &OwnedFd, mark: u32) -> io::Result<()> {
+    socket::set_option(
+        fd.as_fd(),
+        libc::SOL_SOCKET,
+        libc::SO_MARK,
+        mark.cast_signed(),
+    )
+}
+
+/// A smaller buffer still works, so failing to enlarge it is not an error. Forcing passes the
+/// sysctl limit, and needs `CAP_NET_ADMIN`.
+fn set_buffer(fd: &OwnedFd, force: i32, plain: i32, size: usize) {
+    let Ok(size @ 1..) = i32::try_from(size) else {
+        return;
+    };
+    let _ = socket::set_option(fd.as_fd(), libc::SOL_SOCKET, force, size)
+        .or_else(|_| socket::set_option(fd.as_fd(), libc::SOL_SOCKET, plain, size));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Linux fragments for us unless the option is `DO` or `PROBE`.
+    #[test]
+    fn oversized_datagrams_may_be_fragmented() {
+        let options = UdpOptions::default();
+        let v4 = UdpSocket::bind(Family::V4, 0, &options).unwrap();
+        let mode = socket::option(v4.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER).unwrap();
+        assert!([libc::IP_PMTUDISC_WANT, libc::IP_PMTUDISC_DONT].contains(&mode));
+        let v6 = UdpSocket::bind(Family::V6, 0, &options).unwrap();
+        let mode = socket::option(v6.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER).unwrap();
+        assert_eq!(mode, libc::IPV6_PMTUDISC_WANT);
+    }
+
+    #[test]
+    fn offloads_have_a_switch_each() {
+        let on = UdpSocket::bind(Family::V4, 0, &UdpOptions::default()).unwrap();
+        assert!(on.gso() && on.gro());
+        on.disable_gso();
+        assert!(!on.gso() && on.gro());
+        let options = UdpOptions {
+            gso: false,
+            gro: false,
+            ..UdpOptions::default()
+        };
+        let off = UdpSocket::bind(Family::V6, 0, &options).unwrap();
+        assert!(!off.gso() && !off.gro());
+    }
+
+    #[test]
+    fn buffers_are_enlarged() {
+        let plain = UdpOptions {
+            receive_buffer: 0,
+            send_buffer: 0,
+            ..UdpOptions::default()
+        };
+        let plain = UdpSocket::bind(Family::V4, 0, &plain).unwrap();
+        let large = UdpSocket::bind(Family::V4, 0, &UdpOptions::default()).unwrap();
+        assert!(large.receive_buffer().unwrap() >= plain.receive_buffer().unwrap());
+    }
+}
