@@ -146,6 +146,7 @@ pub struct Options {
 /// A daemon in the foreground in a namespace; ended when dropped.
 #[derive(Debug)]
 pub struct Daemon {
+    options: Options,
     child: Child,
     interface: String,
     log: tempfile::NamedTempFile,
@@ -160,27 +161,9 @@ impl Daemon {
     pub fn start(namespace: &Namespace, options: &Options) -> Result<Self> {
         let interface = options.interface.clone().unwrap_or_else(name::interface);
         let log = tempfile::NamedTempFile::new()?;
-        let mut command = namespace.command(options.implementation.program()?);
-        command.arg("-f");
-        if options.implementation == Implementation::Boringtun {
-            // Connected sockets keep boringtun from following a peer to another address.
-            command.args([
-                "--disable-drop-privileges",
-                "--disable-connected-udp",
-                "--verbosity",
-                "info",
-            ]);
-        }
-        command.args(&options.arguments).arg(&interface);
-        command
-            .env("LOG_LEVEL", "verbose")
-            .envs(&options.environment);
-        let child = command
-            .stdout(Stdio::from(log.reopen_for_append()?))
-            .stderr(Stdio::from(log.reopen_for_append()?))
-            .spawn()
-            .with_context(|| format!("cannot start {command:?}"))?;
+        let child = spawn(namespace, options, &interface, &log)?;
         let mut daemon = Self {
+            options: options.clone(),
             child,
             interface,
             log,
@@ -188,6 +171,28 @@ impl Daemon {
         };
         daemon.wait_ready(namespace)?;
         Ok(daemon)
+    }
+
+    /// Kills the daemon as a crash would, and starts another with the same interface name.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn crash_and_restart(&mut self, namespace: &Namespace) -> Result<()> {
+        if self.running() {
+            self.child.kill()?;
+            self.child.wait()?;
+        }
+        self.restart(namespace)
+    }
+
+    /// Starts a daemon that has ended again, with the same options and interface name.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn restart(&mut self, namespace: &Namespace) -> Result<()> {
+        self.child = spawn(namespace, &self.options, &self.interface, &self.log)?;
+        self.ended = None;
+        self.wait_ready(namespace)
     }
 
     fn wait_ready(&mut self, namespace: &Namespace) -> Result<()> {
@@ -260,6 +265,34 @@ impl Daemon {
         self.ended = Some(status);
         Ok(status)
     }
+}
+
+fn spawn(
+    namespace: &Namespace,
+    options: &Options,
+    interface: &str,
+    log: &tempfile::NamedTempFile,
+) -> Result<Child> {
+    let mut command = namespace.command(options.implementation.program()?);
+    command.arg("-f");
+    if options.implementation == Implementation::Boringtun {
+        // Connected sockets keep boringtun from following a peer to another address.
+        command.args([
+            "--disable-drop-privileges",
+            "--disable-connected-udp",
+            "--verbosity",
+            "info",
+        ]);
+    }
+    command.args(&options.arguments).arg(interface);
+    command
+        .env("LOG_LEVEL", "verbose")
+        .envs(&options.environment);
+    command
+        .stdout(Stdio::from(log.reopen_for_append()?))
+        .stderr(Stdio::from(log.reopen_for_append()?))
+        .spawn()
+        .with_context(|| format!("cannot start {command:?}"))
 }
 
 impl Drop for Daemon {

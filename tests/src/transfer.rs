@@ -91,12 +91,8 @@ pub fn udp_echo(
     lengths: &[usize],
 ) -> Result<()> {
     let server = to.enter(|| UdpSocket::bind(SocketAddr::new(address, 0)))??;
-    let unspecified: IpAddr = if address.is_ipv4() {
-        [0; 4].into()
-    } else {
-        [0; 16].into()
-    };
-    let client = from.enter(|| UdpSocket::bind(SocketAddr::new(unspecified, 0)))??;
+    let any = crate::relay::unspecified(address);
+    let client = from.enter(|| UdpSocket::bind(SocketAddr::new(any, 0)))??;
     client.connect(server.local_addr()?)?;
     for socket in [&client, &server] {
         socket.set_read_timeout(Some(Duration::from_secs(3)))?;

@@ -2,4 +2,19 @@
 //! hostile traffic. One module a theme.
 #![forbid(unsafe_code)]
 
+mod ageing;
+mod hostile_network;
+mod hostile_tun;
+mod inside;
+mod interop;
+mod launch;
+mod life;
+mod live_changes;
+mod mtu;
+mod roaming;
+mod scale;
+mod super_packets;
 mod traffic;
+mod uapi_protocol;
+mod wg_quick;
+mod wg_tool;
