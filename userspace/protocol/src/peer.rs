@@ -236,16 +236,24 @@ impl<K> PeerLink<K> {
         }
     }
 
-    /// Forgets our own address towards the peer; the routing table chooses again. For a source
-    /// address that is gone.
-    pub fn clear_source(&self) {
+    /// Forgets our own address towards the peer if it still is at `address`; the routing table
+    /// chooses again. For a source address that is gone, or that no route leads back from.
+    pub fn forget_source(&self, address: SocketAddr) {
         let known = self.endpoint.load_full();
         if let Some(endpoint) = known.as_deref()
+            && endpoint.address == address
             && endpoint.source.is_some()
         {
-            let cleared = Arc::new(Endpoint::new(endpoint.address));
+            let cleared = Arc::new(Endpoint::new(address));
             // Lost to a packet that arrived meanwhile: its source is newer than our doubt.
             self.endpoint.compare_and_swap(&known, Some(cleared));
+        }
+    }
+
+    /// Forgets our own address towards the peer, wherever it is.
+    pub fn clear_source(&self) {
+        if let Some(endpoint) = self.endpoint() {
+            self.forget_source(endpoint.address);
         }
     }
 

@@ -253,8 +253,8 @@ impl<K: TransportKey> Device<K> {
         true
     }
 
-    /// Takes all prefixes from a peer: the first half of `replace_allowed_ips`.
-    pub fn clear_allowed_ips(&mut self, peer: PeerId) {
+    /// Takes all prefixes from a peer, to be followed by those that replace them.
+    pub fn replace_allowed_ips(&mut self, peer: PeerId) {
         let Some(owner) = self.peers.get_mut(&peer) else {
             return;
         };
@@ -262,6 +262,12 @@ impl<K: TransportKey> Device<K> {
         for prefix in std::mem::take(&mut owner.allowed_ips) {
             self.allowed_ips.remove(&prefix);
         }
+    }
+
+    /// Number of prefixes of all peers.
+    #[must_use]
+    pub fn allowed_ip_count(&self) -> usize {
+        self.allowed_ips.len()
     }
 
     /// The routes as of now. Made anew only after changes, so ask once per batch of them; it takes
@@ -283,6 +289,11 @@ impl<K: TransportKey> Device<K> {
     #[must_use]
     pub fn peer(&self, peer: PeerId) -> Option<PeerInfo> {
         self.peers.get(&peer).map(Peer::info)
+    }
+
+    /// The shared sides of all peers, in order of creation.
+    pub fn links(&self) -> impl Iterator<Item = &Arc<PeerLink<K>>> {
+        self.peers.values().map(|peer| &peer.link)
     }
 
     /// Whether the device is up.

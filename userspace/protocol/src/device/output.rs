@@ -1,5 +1,6 @@
 //! What a device asks its owner to do.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::key::PublicKey;
@@ -100,6 +101,33 @@ pub enum Event {
         /// The key of both.
         public_key: PublicKey,
     },
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InitiationSent { peer, attempt } => {
+                write!(
+                    f,
+                    "handshake initiation sent to peer {peer}, attempt {attempt}"
+                )
+            }
+            Self::InitiationReceived { peer } => {
+                write!(f, "handshake initiation of peer {peer} answered")
+            }
+            Self::HandshakeCompleted { peer } => write!(f, "new session with peer {peer}"),
+            Self::HandshakeGaveUp { peer } => write!(f, "peer {peer} does not answer"),
+            Self::UnusablePeerKey { peer } => {
+                write!(f, "the public key of peer {peer} allows no handshake")
+            }
+            Self::CookieReceived { peer } => write!(f, "cookie received from peer {peer}"),
+            Self::KeysWiped { peer } => write!(f, "keys of peer {peer} wiped"),
+            Self::KeepaliveSent { peer } => write!(f, "keepalive sent to peer {peer}"),
+            Self::SelfPeerRemoved { public_key } => {
+                write!(f, "peer {public_key:?} removed, its key is now our own")
+            }
+        }
+    }
 }
 
 /// What a device has refused, since it was made.
