@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`tun`] | `/dev/net/tun`: super-packets with a virtio header, offloads |
 //! | [`udp`] | `recvmmsg`/`sendmmsg` with UDP GRO/GSO, source addresses, ECN, fwmark |
+//! | [`xsk`] | AF_XDP: frames from an RX queue straight into our memory |
 //! | [`netlink`] | rtnetlink: the device's state, address and route changes, route lookup |
 //! | [`netns`] | network namespaces |
 //! | [`poll`] | `ppoll(2)` |
@@ -27,3 +28,4 @@ pub mod process;
 mod sys;
 pub mod tun;
 pub mod udp;
+pub mod xsk;
