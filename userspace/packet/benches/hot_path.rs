@@ -1,0 +1,162 @@
+//! Nanoseconds per packet for what the data path does to every packet, in batches of 45 as a super-packet holds.
+//!
+//! `cargo bench -p adit-packet`. Each figure is the median of several rounds; numbers of one run compare, numbers of
+//! different runs or machines do not.
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a bench prints, and its inputs are its own"
+)]
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use adit_packet::aead::{Backend, Key, Record, TAG_LEN, open_batch, seal_batch};
+use adit_packet::checksum;
+use adit_packet::coalesce::{Coalescer, Offloads};
+use adit_packet::split::Splitter;
+use adit_packet::virtio::{F_NEEDS_CSUM, GSO_TCPV4, VirtioNetHeader};
+
+const BATCH: usize = 45;
+const HEADERS: usize = 40;
+const SIZES: [usize; 5] = [64, 256, 1024, 1440, 8928];
+/// Distance of the packets in memory: a power of two would make them collide in the first-level cache.
+const STRIDE: usize = 9088;
+
+/// Median time of one call of `work`, in nanoseconds per packet of the batch.
+fn measure(packets: usize, mut work: impl FnMut()) -> f64 {
+    const ROUNDS: usize = 15;
+    let mut rounds: Vec<f64> = (0..ROUNDS)
+        .map(|_| {
+            let (start, mut calls) = (Instant::now(), 0u32);
+            while start.elapsed() < Duration::from_millis(8) {
+                work();
+                calls += 1;
+            }
+            start.elapsed().as_secs_f64() * 1e9 / f64::from(calls)
+        })
+        .collect();
+    rounds.sort_by(f64::total_cmp);
+    rounds[ROUNDS / 2] / f64::from(u32::try_from(packets).unwrap())
+}
+
+fn report(what: &str, size: usize, ns: f64) {
+    let bytes = f64::from(u32::try_from(size).unwrap());
+    println!(
+        "{what:28} {size:5} bytes {ns:9.1} ns/packet {:7.2} GB/s",
+        bytes / ns
+    );
+}
+
+/// An IPv4/TCP super-packet of up to `BATCH` segments with `size` bytes each, headers included.
+fn super_packet(size: usize) -> (VirtioNetHeader, Vec<u8>, usize) {
+    let gso_size = size - HEADERS;
+    let segments = BATCH.min((65_535 - HEADERS) / gso_size);
+    let len = HEADERS + gso_size * segments;
+    let mut packet = vec![0x5a; len];
+    packet[..HEADERS].fill(0);
+    packet[..4].copy_from_slice(&[0x45, 0, 0, 0]);
+    packet[2..4].copy_from_slice(&u16::try_from(len).unwrap().to_be_bytes());
+    packet[6..10].copy_from_slice(&[0x40, 0, 64, 6]);
+    packet[12..24].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2, 1, 2, 3, 4]);
+    packet[32..36].copy_from_slice(&[0x50, 0x10, 1, 0]);
+    let header = VirtioNetHeader {
+        flags: F_NEEDS_CSUM,
+        gso_type: GSO_TCPV4,
+        gso_size: u16::try_from(gso_size).unwrap(),
+        csum_start: 20,
+        csum_offset: 16,
+        ..VirtioNetHeader::default()
+    };
+    (header, packet, segments)
+}
+
+fn split_and_coalesce(size: usize) {
+    let (header, packet, segments) = super_packet(size);
+    let mut arena = vec![0; BATCH * STRIDE];
+    let copy = measure(segments, || {
+        for (slot, part) in arena.chunks_mut(STRIDE).zip(packet.chunks(size - HEADERS)) {
+            slot[..part.len()].copy_from_slice(black_box(part));
+        }
+    });
+    report("copy only", size, copy);
+    let split = measure(segments, || {
+        let mut splitter = Splitter::new(black_box(header), black_box(&packet)).unwrap();
+        for slot in arena.chunks_mut(STRIDE) {
+            if splitter.write_next(slot).is_none() {
+                break;
+            }
+        }
+    });
+    report("split", size, split);
+
+    let mut splitter = Splitter::new(header, &packet).unwrap();
+    let mut lengths = Vec::new();
+    for slot in arena.chunks_mut(STRIDE) {
+        lengths.extend(splitter.write_next(slot));
+    }
+    let sum = measure(segments, || {
+        for (slot, len) in arena.chunks(STRIDE).zip(&lengths) {
+            black_box(checksum::sum(black_box(&slot[..*len])));
+        }
+    });
+    report("checksum only", size, sum);
+    let pristine: Vec<u8> = arena[..HEADERS].to_vec();
+    let offloads = Offloads {
+        tcp4: true,
+        tcp6: true,
+        udp4: true,
+        udp6: true,
+    };
+    let mut coalescer = Coalescer::new(offloads);
+    let coalesce = measure(segments, || {
+        // Merging rewrites the first packet's headers.
+        arena[..HEADERS].copy_from_slice(&pristine);
+        let mut slots = arena.chunks_mut(STRIDE);
+        let mut packets: [&mut [u8]; BATCH] = std::array::from_fn(|index| {
+            let slot = slots.next().unwrap();
+            &mut slot[..lengths.get(index).copied().unwrap_or(0)]
+        });
+        coalescer.coalesce(&mut packets, |slices, merged| {
+            assert_eq!(merged, segments);
+            black_box(slices);
+        });
+    });
+    report("coalesce", size, coalesce);
+}
+
+fn aead(backend: Backend, size: usize) {
+    let key = Key::new(backend, &[7; 32]);
+    let mut arena = vec![0; BATCH * STRIDE];
+    let mut over = |work: &dyn Fn(&mut [Record<'_>])| {
+        measure(BATCH, || {
+            let mut slots = arena.chunks_mut(STRIDE);
+            let mut records: [Record<'_>; BATCH] = std::array::from_fn(|counter| Record {
+                counter: counter as u64,
+                body: &mut slots.next().unwrap()[..size + TAG_LEN],
+                authentic: false,
+            });
+            work(&mut records);
+        })
+    };
+    let seal = over(&|records| seal_batch(&key, records));
+    // A packet opened once is no longer sealed, so opening is measured as seal and open, less the seal.
+    let both = over(&|records| {
+        seal_batch(&key, records);
+        open_batch(&key, records);
+        assert!(records.iter().all(|record| record.authentic));
+    });
+    report(&format!("seal {backend}"), size, seal);
+    report(&format!("open {backend}"), size, both - seal);
+}
+
+fn main() {
+    for size in SIZES {
+        split_and_coalesce(size);
+    }
+    for backend in Backend::ALL {
+        for size in SIZES {
+            aead(backend, size);
+        }
+    }
+}
