@@ -1,22 +1,26 @@
 //! Packets as they are on an interface: looking at them, and putting arbitrary bytes there.
 
+use std::cell::Cell;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use nix::ifaddrs::getifaddrs;
+use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvfrom, sendto,
     setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use crate::Namespace;
 
-/// A packet socket bound to one interface. It sees and sends what follows the link header.
+/// A packet socket that looks at one interface. It sees and sends what follows the link header.
 #[derive(Debug)]
 pub struct PacketSocket {
     fd: OwnedFd,
+    index: usize,
+    /// Address of the interface, learnt from the first packet seen there.
+    link: Cell<Option<LinkAddr>>,
 }
 
 impl PacketSocket {
@@ -26,32 +30,33 @@ impl PacketSocket {
     /// No such interface.
     pub fn open(namespace: &Namespace, interface: &str) -> Result<Self> {
         namespace.enter(|| {
-            // The cooked type cuts the link header off on reception; the raw type lets a sender write any bytes, and
-            // a TUN device has no link header anyway.
-            let kind = if has_link_header(interface)? {
-                SockType::Datagram
-            } else {
-                SockType::Raw
-            };
+            let kind = SockType::Datagram;
             let fd = socket(
                 AddressFamily::Packet,
                 kind,
                 SockFlag::SOCK_CLOEXEC,
                 SockProtocol::EthAll,
             )?;
-            let link = link_address(interface)?;
-            bind(fd.as_raw_fd(), &link)?;
             setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::milliseconds(50))?;
-            Ok(Self { fd })
+            let index = if_nametoindex(interface).with_context(|| interface.to_owned())?;
+            Ok(Self {
+                fd,
+                index: usize::try_from(index)?,
+                link: Cell::new(None),
+            })
         })?
     }
 
-    /// Puts bytes on the interface as they are.
+    /// Puts bytes on the interface as they are. A packet must have been seen there before ([`PacketSocket::find`]).
     ///
     /// # Errors
     /// The kernel does not take them, for example because there are more than the MTU.
     pub fn send(&self, packet: &[u8]) -> Result<()> {
-        send(self.fd.as_raw_fd(), packet, MsgFlags::empty())?;
+        let link = self
+            .link
+            .get()
+            .context("no packet was seen on the interface yet")?;
+        sendto(self.fd.as_raw_fd(), packet, &link, MsgFlags::empty())?;
         Ok(())
     }
 
@@ -69,26 +74,20 @@ impl PacketSocket {
         let mut buffer = vec![0; 1 << 17];
         while Instant::now() < deadline {
             crate::command::fail_if_interrupted()?;
-            if let Ok(length) = recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty())
-                && let Some(value) = wanted(&buffer[..length])
-            {
+            let Ok((length, Some(link))) = recvfrom::<LinkAddr>(self.fd.as_raw_fd(), &mut buffer)
+            else {
+                continue;
+            };
+            if link.ifindex() != self.index {
+                continue;
+            }
+            self.link.set(Some(link));
+            if let Some(value) = wanted(&buffer[..length]) {
                 return Ok(value);
             }
         }
         bail!("not seen within {limit:?}: {what}")
     }
-}
-
-/// Ethernet interfaces have a link address of six bytes; a TUN device has none.
-fn has_link_header(interface: &str) -> Result<bool> {
-    Ok(link_address(interface)?.halen() == 6)
-}
-
-fn link_address(interface: &str) -> Result<LinkAddr> {
-    getifaddrs()?
-        .filter(|entry| entry.interface_name == interface)
-        .find_map(|entry| entry.address?.as_link_addr().copied())
-        .with_context(|| format!("{interface} has no link address"))
 }
 
 /// IP version and ECN field of a packet: the low two bits of the TOS byte or traffic class.

@@ -234,19 +234,25 @@ impl Pair {
         let left = Site::start(left, 1, options.mtu, &options.left)?;
         let right = Site::start(right, 2, options.mtu, &options.right)?;
         let pair = Self { left, right };
-        let outer = options.outer;
-        pair.left.add_peer(
-            &pair.right,
-            &format!("endpoint {}", pair.right.endpoint(outer)),
+        // In one go with the rest: boringtun cannot change a peer it already has.
+        let secret = tempfile::NamedTempFile::new()?;
+        std::fs::write(
+            secret.path(),
+            options.preshared_key.as_deref().unwrap_or_default(),
         )?;
-        let hint = format!("endpoint {}", pair.left.endpoint(outer));
-        pair.right.add_peer(
-            &pair.left,
-            if options.right_knows_left { &hint } else { "" },
-        )?;
-        if let Some(key) = &options.preshared_key {
-            pair.set_preshared_key(key)?;
-        }
+        let preshared = match options.preshared_key {
+            Some(_) => format!("preshared-key {}", secret.path().display()),
+            None => String::new(),
+        };
+        let endpoint =
+            |site: &Site| format!("endpoint {} {preshared}", site.endpoint(options.outer));
+        pair.left.add_peer(&pair.right, &endpoint(&pair.right))?;
+        let hint = if options.right_knows_left {
+            endpoint(&pair.left)
+        } else {
+            preshared.clone()
+        };
+        pair.right.add_peer(&pair.left, &hint)?;
         Ok(pair)
     }
 

@@ -1,5 +1,7 @@
 //! Nonsense written to the TUN device from inside: bad versions, lengths, checksums. The tunnel goes on.
 
+use std::time::Duration;
+
 use adit_tests::packet_socket::PacketSocket;
 use adit_tests::ping::ping_all;
 use adit_tests::tunnel::{Family, Pair, PairOptions};
@@ -80,6 +82,10 @@ fn spoil(dice: &mut Dice, packet: &mut Vec<u8>) {
 fn bad_versions_lengths_and_checksums() -> Result<()> {
     let mut pair = Pair::connected(&PairOptions::default())?;
     let tun = PacketSocket::open(&pair.left.namespace, pair.left.interface())?;
+    ping_all(&pair.left.namespace, pair.right.inner(Family::V4), 1, 56)?;
+    tun.find("a packet on the device", Duration::from_secs(10), |_| {
+        Some(())
+    })?;
     let mut dice = Dice(0x1234_5678_9abc_def1);
     let templates = templates();
     let mut taken = 0_u32;

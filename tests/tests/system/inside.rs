@@ -104,7 +104,7 @@ fn congestion_reaches_the_inner_packet() -> Result<()> {
         let protocol = if outer == Family::V4 { "ip" } else { "ip6" };
         pair.right.namespace.nft(&format!(
             "table inet congestion {{
-                 chain mark {{
+                 chain congest {{
                      type filter hook prerouting priority -300;
                      udp dport {PORT} udp length > 300 {protocol} ecn set ce
                  }}
@@ -143,7 +143,7 @@ fn tcp_with_ecn() -> Result<()> {
     // Every twentieth outer packet of size meets congestion.
     pair.right.namespace.nft(&format!(
         "table inet congestion {{
-             chain mark {{
+             chain congest {{
                  type filter hook prerouting priority -300;
                  udp dport {PORT} udp length > 300 numgen inc mod 20 0 ip ecn set ce
              }}

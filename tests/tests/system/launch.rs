@@ -264,7 +264,7 @@ fn wrong_names() -> Result<()> {
 fn busy_names() -> Result<()> {
     let namespace = Namespace::new()?;
     let interface = name::interface();
-    namespace.ip(&format!("link add {interface} type dummy"))?;
+    namespace.ip(&format!("link add {interface} type bridge"))?;
     failed(
         &output(&mut adit(&namespace, &["-f", &interface])?)?,
         &[&interface],

@@ -345,7 +345,7 @@ fn socket_permissions() -> Result<()> {
     let daemon = Daemon::start(&namespace, &Options::default())?;
     let metadata = std::fs::metadata(uapi::socket_path(daemon.interface()))?;
     ensure!(
-        metadata.mode() & 0o777 == 0o600 && metadata.uid() == 0,
+        metadata.mode() & 0o077 == 0 && metadata.uid() == 0,
         "{:o}",
         metadata.mode()
     );
