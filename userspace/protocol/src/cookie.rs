@@ -218,3 +218,170 @@ impl Maker {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! Known answers were computed with Python: hashlib.blake2s, and pyca/cryptography's
+    //! ChaCha20-Poly1305 under a HChaCha20 checked against draft-irtf-cfrg-xchacha.
+
+    use super::*;
+    use crate::testing::{SeededRng, unhex};
+    use std::time::Duration;
+
+    const V4: &str = "192.0.2.7:51820";
+
+    fn public() -> PublicKey {
+        PublicKey::from_bytes(std::array::from_fn(|i| u8::try_from(100 + i).unwrap()))
+    }
+
+    /// A message of the right length with known bytes in front of the macs.
+    fn message() -> [u8; 148] {
+        let mut message = std::array::from_fn(|i| u8::try_from((i * 7) & 0xff).unwrap());
+        message[..4].copy_from_slice(&1_u32.to_le_bytes());
+        message
+    }
+
+    fn at(seconds: u64) -> Instant {
+        Instant::from_nanos(0) + Duration::from_secs(seconds)
+    }
+
+    fn checker(made: Instant) -> Checker {
+        let secret = Secret(std::array::from_fn(|i| u8::try_from(200 + i).unwrap()));
+        let mut checker = Checker::new(&public());
+        checker.secret = Some((secret, made));
+        checker
+    }
+
+    fn maker_with_cookie(received: Instant) -> Maker {
+        let value = unhex("2b9e5e8b20c810e2eae4319f9b068ad1");
+        Maker {
+            last_mac1: None,
+            cookie: Some(Box::new(Cookie { value, received })),
+        }
+    }
+
+    #[test]
+    fn macs_known_answer() {
+        let mut message = message();
+        let mut maker = maker_with_cookie(at(0));
+        maker.add_macs(at(0), &Limits::default(), &public(), &mut message);
+        assert_eq!(
+            message[116..132],
+            unhex::<16>("08e9222b16ef17c11e5c772918c369bd")
+        );
+        assert_eq!(
+            message[132..],
+            unhex::<16>("0661859ac7b605208ec3168a8a3a1ea5")
+        );
+    }
+
+    #[test]
+    fn cookie_known_answers() {
+        let checker = checker(at(0));
+        let (secret, _) = checker.secret.as_ref().unwrap();
+        assert_eq!(
+            cookie(secret, V4.parse().unwrap()),
+            unhex("2b9e5e8b20c810e2eae4319f9b068ad1")
+        );
+        assert_eq!(
+            cookie(secret, "[::ffff:192.0.2.7]:51820".parse().unwrap()),
+            unhex("2b9e5e8b20c810e2eae4319f9b068ad1")
+        );
+        assert_eq!(
+            cookie(secret, "[2001:db8::7]:51820".parse().unwrap()),
+            unhex("fe28dc7675a0c2f169257797a002118e")
+        );
+    }
+
+    #[test]
+    fn cookie_reply_known_answer() {
+        let nonce: [u8; 24] = std::array::from_fn(|i| u8::try_from(50 + i).unwrap());
+        let mut reply = [0; COOKIE_REPLY_LEN];
+        reply[0] = 3;
+        reply[8..32].copy_from_slice(&nonce);
+        reply[32..].copy_from_slice(&unhex::<32>(
+            "35b7ee65fb2b7c56cf7e0ced7b1f9a10e2d7cfa06657d3372e19ae169eb536c9",
+        ));
+        let mut maker = Maker::default();
+        maker.add_macs(at(0), &Limits::default(), &public(), &mut message());
+        let reply = CookieReply::parse(&reply).unwrap();
+        assert!(maker.consume_reply(at(0), &public(), reply));
+        assert_eq!(
+            maker.cookie.as_ref().unwrap().value,
+            unhex("2b9e5e8b20c810e2eae4319f9b068ad1")
+        );
+        // Once only.
+        assert!(!maker.consume_reply(at(0), &public(), reply));
+    }
+
+    #[test]
+    fn a_cookie_counts_for_its_address_and_port_only() {
+        let limits = Limits::default();
+        let mut message = message();
+        maker_with_cookie(at(0)).add_macs(at(0), &limits, &public(), &mut message);
+        let check = |source: &str| {
+            checker(at(0)).check(at(1), &limits, source.parse().unwrap(), &message, true)
+        };
+        assert_eq!(check(V4), MacState::Mac1AndMac2);
+        assert_eq!(check("192.0.2.7:51821"), MacState::Mac1);
+        assert_eq!(check("192.0.2.8:51820"), MacState::Mac1);
+    }
+
+    #[test]
+    fn secret_and_cookie_live_120_seconds() {
+        let limits = Limits::default();
+        let source = V4.parse().unwrap();
+        let mut maced = message();
+        maker_with_cookie(at(0)).add_macs(at(119), &limits, &public(), &mut maced);
+        let check = |now| checker(at(0)).check(now, &limits, source, &maced, true);
+        assert_eq!(check(at(119)), MacState::Mac1AndMac2);
+        assert_eq!(check(at(120)), MacState::Mac1);
+
+        maker_with_cookie(at(0)).add_macs(at(120), &limits, &public(), &mut maced);
+        assert_eq!(maced[132..], [0; 16]);
+
+        let mut checker = checker(at(0));
+        let mut rng = SeededRng(1);
+        checker.reply(at(119), &limits, &mut rng, source, &maced);
+        assert_eq!(checker.secret.as_ref().unwrap().1, at(0));
+        checker.reply(at(120), &limits, &mut rng, source, &maced);
+        assert_eq!(checker.secret.as_ref().unwrap().1, at(120));
+    }
+
+    #[test]
+    fn every_bit_of_a_message_counts_for_mac1() {
+        let limits = Limits::default();
+        let source = V4.parse().unwrap();
+        let mut message = message();
+        Maker::default().add_macs(at(0), &limits, &public(), &mut message);
+        let checker = Checker::new(&public());
+        let check = |message: &[u8]| checker.check(at(0), &limits, source, message, false);
+        assert_eq!(check(&message), MacState::Mac1);
+        for bit in 0..132 * 8 {
+            let mut changed = message;
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(check(&changed), MacState::Invalid, "bit {bit}");
+        }
+        assert_eq!(check(&message[..31]), MacState::Invalid);
+        assert_eq!(check(&[]), MacState::Invalid);
+    }
+
+    #[test]
+    fn a_reply_is_bound_to_the_message_it_answers() {
+        let limits = Limits::default();
+        let source = V4.parse().unwrap();
+        let (mut first, mut second) = (message(), message());
+        second[20] ^= 1;
+        let (mut one, mut two) = (Maker::default(), Maker::default());
+        one.add_macs(at(0), &limits, &public(), &mut first);
+        two.add_macs(at(0), &limits, &public(), &mut second);
+        let reply = Checker::new(&public())
+            .reply(at(0), &limits, &mut SeededRng(1), source, &first)
+            .unwrap();
+        let parsed = CookieReply::parse(&reply).unwrap();
+        assert_eq!(reply[4..8], first[4..8]);
+        assert!(!two.consume_reply(at(0), &public(), parsed));
+        assert!(!Maker::default().consume_reply(at(0), &public(), parsed));
+        assert!(one.consume_reply(at(0), &public(), parsed));
+    }
+}

@@ -131,3 +131,70 @@ pub(crate) fn xopen(
         .ok()?;
     Some(cookie)
 }
+
+#[cfg(test)]
+mod tests {
+    //! Known answers were computed with Python's hashlib and hmac, and with pyca/cryptography.
+
+    use super::*;
+    use crate::testing::unhex;
+
+    fn key() -> Secret {
+        Secret(std::array::from_fn(|i| u8::try_from(i).unwrap()))
+    }
+
+    #[test]
+    fn hash_known_answer() {
+        assert_eq!(
+            hash(&[b"Noise_IKpsk2_25519", b"_ChaChaPoly_BLAKE2s"]),
+            unhex("60e26daef327efc02ec335e2a025d2d016eb4206f87277f52d38d1988b78cd36")
+        );
+    }
+
+    #[test]
+    fn kdf_known_answers() {
+        let [first, second, third] = kdf(&key(), b"input key material");
+        assert_eq!(
+            first.0,
+            unhex("93e2a65883e34ac95485f5d0aa4b09163a4e944dab8cf9406d3a138e362851c6")
+        );
+        assert_eq!(
+            second.0,
+            unhex("dd6fae42afdb2a41170f44dc5b885ec4cfd17c8dd324d38b390c548630dd0a83")
+        );
+        assert_eq!(
+            third.0,
+            unhex("4125e0adfa9b7e736615e99dde6f3f0b64b949d8b480e82cab2e685dc286e45d")
+        );
+        // Fewer outputs are the first ones of more.
+        let [only] = kdf(&key(), b"input key material");
+        assert_eq!(only.0, first.0);
+
+        let [first, second] = kdf(&key(), &[]);
+        assert_eq!(
+            first.0,
+            unhex("7a38c34bf2b8738d7374ca77c44ecb309a11d2b2528304fa86052c365e722624")
+        );
+        assert_eq!(
+            second.0,
+            unhex("1a17621f346abdc520746a9fb64d8eb03231d674fc15687537b0780fd9c060fd")
+        );
+    }
+
+    #[test]
+    fn sealed_text_opens_only_unchanged() {
+        let mut sealed = [1; 12 + TAG_LEN];
+        seal(&key(), b"transcript", &mut sealed);
+        assert_eq!(open(&key(), b"transcript", &sealed), Some([1; 12]));
+        assert_eq!(open::<12>(&key(), b"another", &sealed), None);
+        assert_eq!(open::<11>(&key(), b"transcript", &sealed), None);
+        assert_eq!(open::<0>(&key(), b"transcript", &sealed[..15]), None);
+        sealed[0] ^= 1;
+        assert_eq!(open::<12>(&key(), b"transcript", &sealed), None);
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        assert_eq!(format!("{:?}", key()), "Secret(redacted)");
+    }
+}

@@ -78,6 +78,8 @@ mod rate_limit;
 mod replay;
 mod session;
 mod table;
+#[cfg(test)]
+mod testing;
 mod time;
 mod timers;
 mod transport;

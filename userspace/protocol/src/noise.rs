@@ -304,3 +304,6 @@ impl Responder {
         Some(SessionKeys { sending, receiving })
     }
 }
+
+#[cfg(test)]
+mod tests;
