@@ -8,20 +8,30 @@ const LOW32: u64 = 0xffff_ffff;
 
 /// Bytes handled per round of the wide loops: wide enough for the compiler to use full vector registers.
 const ROUND: usize = 32;
-const LANES: usize = ROUND / 4;
+const LANES: usize = ROUND / 8;
 
 /// The partial sum of `data`; an odd last byte counts as the high half of a word.
 ///
-/// Adds 32-bit words in native order into 64-bit lanes, which cannot overflow, and swaps bytes only once at the end
-/// (RFC 1071 section 2(B): the sum does not depend on byte order).
+/// Adds halves of 64-bit words in native order, so that no lane can overflow, and swaps bytes only once at the end (RFC
+/// 1071 section 2(B): the sum does not depend on byte order).
+#[inline]
 #[must_use]
 pub fn sum(data: &[u8]) -> u64 {
-    let (rounds, tail) = data.as_chunks::<ROUND>();
-    let mut lanes = [0u64; LANES];
+    let (rounds, mut tail) = data.as_chunks::<ROUND>();
+    let mut lanes = Lanes::default();
     for round in rounds {
-        add_round(&mut lanes, round);
+        for (at, word) in round.as_chunks::<8>().0.iter().enumerate() {
+            lanes.add(at, u64::from_ne_bytes(*word));
+        }
     }
-    finish_wide(&lanes, tail)
+    let mut total = lanes.total();
+    // Pieces of fixed size: a loop over what is left would cost more than it does.
+    take::<16>(&mut tail, &mut total);
+    take::<8>(&mut tail, &mut total);
+    take::<4>(&mut tail, &mut total);
+    take::<2>(&mut tail, &mut total);
+    take::<1>(&mut tail, &mut total);
+    finish_wide(total)
 }
 
 /// Copies `src` to `dst` and returns the partial sum of what was copied, reading the source once.
@@ -31,41 +41,89 @@ pub fn sum(data: &[u8]) -> u64 {
 #[must_use]
 pub fn copy_and_sum(dst: &mut [u8], src: &[u8]) -> u64 {
     assert_eq!(dst.len(), src.len(), "a copy has one length");
-    let (src_rounds, src_tail) = src.as_chunks::<ROUND>();
-    let (dst_rounds, dst_tail) = dst.as_chunks_mut::<ROUND>();
-    let mut lanes = [0u64; LANES];
+    let (src_rounds, mut src) = src.as_chunks::<ROUND>();
+    let (dst_rounds, mut dst) = dst.as_chunks_mut::<ROUND>();
+    let mut lanes = Lanes::default();
     for (to, from) in dst_rounds.iter_mut().zip(src_rounds) {
-        *to = *from;
-        add_round(&mut lanes, from);
+        // Word by word, or the source is loaded twice.
+        let (to, from) = (to.as_chunks_mut::<8>().0, from.as_chunks::<8>().0);
+        for (at, (to, from)) in to.iter_mut().zip(from).enumerate() {
+            lanes.add(at, u64::from_ne_bytes(*from));
+            *to = *from;
+        }
     }
-    dst_tail.copy_from_slice(src_tail);
-    finish_wide(&lanes, src_tail)
+    let mut total = lanes.total();
+    copy::<16>(&mut dst, &mut src, &mut total);
+    copy::<8>(&mut dst, &mut src, &mut total);
+    copy::<4>(&mut dst, &mut src, &mut total);
+    copy::<2>(&mut dst, &mut src, &mut total);
+    copy::<1>(&mut dst, &mut src, &mut total);
+    finish_wide(total)
 }
 
-#[inline(always)]
-fn add_round(lanes: &mut [u64; LANES], round: &[u8; ROUND]) {
-    let (words, _) = round.as_chunks::<4>();
-    for (lane, word) in lanes.iter_mut().zip(words) {
-        *lane += u64::from(u32::from_ne_bytes(*word));
+/// Lower and upper halves of the words at each place of a round, in the shape vector registers like.
+#[derive(Default)]
+struct Lanes {
+    low: [u64; LANES],
+    high: [u64; LANES],
+}
+
+impl Lanes {
+    #[inline(always)]
+    fn add(&mut self, at: usize, word: u64) {
+        self.low[at] += word & LOW32;
+        self.high[at] += word >> 32;
+    }
+
+    #[inline(always)]
+    fn total(&self) -> u64 {
+        self.low.iter().chain(&self.high).sum()
     }
 }
 
+/// The sum of a small piece, padded with zeros to whole 32-bit words.
 #[inline(always)]
-fn finish_wide(lanes: &[u64; LANES], tail: &[u8]) -> u64 {
-    let mut total: u64 = lanes.iter().sum();
-    let (words, rest) = tail.as_chunks::<4>();
+fn small<const N: usize>(piece: &[u8; N]) -> u64 {
+    let (words, rest) = piece.as_chunks::<4>();
+    let mut total = 0;
     for word in words {
         total += u64::from(u32::from_ne_bytes(*word));
     }
-    if !rest.is_empty() {
-        let mut last = [0; 4];
-        last[..rest.len()].copy_from_slice(rest);
-        total += u64::from(u32::from_ne_bytes(last));
+    match *rest {
+        [a] => total + u64::from(u32::from_ne_bytes([a, 0, 0, 0])),
+        [a, b] => total + u64::from(u32::from_ne_bytes([a, b, 0, 0])),
+        _ => total,
     }
+}
+
+/// Sums the first `N` bytes if there are as many, and leaves the rest.
+#[inline(always)]
+fn take<const N: usize>(data: &mut &[u8], total: &mut u64) {
+    if let Some((piece, rest)) = data.split_first_chunk::<N>() {
+        *total += small(piece);
+        *data = rest;
+    }
+}
+
+/// Copies and sums the first `N` bytes if there are as many, and leaves the rest.
+#[inline(always)]
+fn copy<const N: usize>(dst: &mut &mut [u8], src: &mut &[u8], total: &mut u64) {
+    if let Some((piece, src_rest)) = src.split_first_chunk::<N>()
+        && let Some((to, dst_rest)) = std::mem::take(dst).split_first_chunk_mut::<N>()
+    {
+        *total += small(piece);
+        *to = *piece;
+        (*dst, *src) = (dst_rest, src_rest);
+    }
+}
+
+#[inline(always)]
+fn finish_wide(total: u64) -> u64 {
     u64::from(u16::from_be(fold(total)))
 }
 
 /// Folds a partial sum to 16 bits with end-around carry, not complemented. Zero only if every word summed was zero.
+#[inline]
 #[must_use]
 pub const fn fold(sum: u64) -> u16 {
     let sum = (sum >> 32) + (sum & LOW32);
@@ -81,6 +139,7 @@ pub const fn fold(sum: u64) -> u16 {
 }
 
 /// The checksum field for data (with a zeroed field) whose partial sum is `sum`: folded and complemented.
+#[inline]
 #[must_use]
 pub const fn finish(sum: u64) -> u16 {
     !fold(sum)
