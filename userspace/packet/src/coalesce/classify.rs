@@ -135,24 +135,30 @@ fn udp_header(datagram: &[u8]) -> Option<usize> {
 /// the fields that count up (IPv4 id, TCP sequence number), lengths and checksums. Both are candidates of equal kind
 /// and header length.
 pub(super) fn same_headers(kind: Kind, header_len: usize, first: &[u8], next: &[u8]) -> bool {
-    let equal = |from: usize, to: usize| first[from..to] == next[from..to];
-    let at = kind.transport();
     let network = if kind.ipv4 {
         // Version, header length, TOS; flags, offset, TTL, protocol; addresses.
-        equal(0, 2) && equal(6, IPV4_CHECK) && equal(12, at)
+        same::<2>(first, next, 0) && same::<4>(first, next, 6) && same::<8>(first, next, 12)
     } else {
         // Version, traffic class, flow label; next header, hop limit, addresses.
-        equal(0, 4) && equal(6, at)
+        same::<4>(first, next, 0) && same::<34>(first, next, 6)
     };
+    let at = kind.transport();
     if !kind.tcp {
-        return network && equal(at, at + 4);
+        return network && same::<4>(first, next, at);
     }
-    // Ports; acknowledgement, data offset; window; urgent pointer, options. The flags are checked, PSH apart.
+    // Ports; acknowledgement, data offset; window; urgent pointer; options. The flags are checked, PSH apart.
     network
-        && equal(at, at + 4)
-        && equal(at + 8, at + 13)
-        && equal(at + 14, at + TCP_CHECK)
-        && equal(at + 18, header_len)
+        && same::<4>(first, next, at)
+        && same::<5>(first, next, at + 8)
+        && same::<2>(first, next, at + 14)
+        && same::<2>(first, next, at + 18)
+        && first[at + TCP_LEN..header_len] == next[at + TCP_LEN..header_len]
+}
+
+/// Compares a field of known length without a call.
+#[inline(always)]
+fn same<const N: usize>(first: &[u8], next: &[u8], at: usize) -> bool {
+    first[at..at + N].first_chunk::<N>() == next[at..at + N].first_chunk::<N>()
 }
 
 /// Whether the checksums of a candidate are right and the ones segmentation would compute (of the two representations
