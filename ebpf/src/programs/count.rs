@@ -63,11 +63,20 @@ fn add(counters: *mut FlowCounters, packets: u64, bytes: u64, now: u64) {
 /// Counts a packet dropped for `reason`, of `bytes` of UDP payload.
 #[inline(always)]
 pub(crate) fn dropped<C: EbpfContext>(ctx: &C, reason: DropReason, bytes: u32) {
-    if let Some(counters) = DROPS.get_ptr_mut(reason as u32) {
-        // SAFETY: as in `add`.
-        let counters: &mut DropCounters = unsafe { &mut *counters };
-        counters.packets += 1;
-        counters.bytes += u64::from(bytes);
+    let Some(counters) = DROPS.get_ptr_mut(reason as u32) else {
+        return;
+    };
+    // SAFETY: as in `add`.
+    let counters: &mut DropCounters = unsafe { &mut *counters };
+    // A flood would fill the log with one line a packet: tell of the first, and of each 1024th after it.
+    if counters.packets & 0x3ff == 0 {
+        trace!(
+            ctx,
+            "dropped {} bytes for reason {}",
+            bytes,
+            reason as u32
+        );
     }
-    trace!(ctx, "dropped {} bytes for reason {}", bytes, reason as u32);
+    counters.packets += 1;
+    counters.bytes += u64::from(bytes);
 }

@@ -108,8 +108,7 @@ fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*const T> {
 /// Reads the headers; `None` unless the packet is a plain datagram to one of our listeners.
 #[inline(always)]
 fn outer(ctx: &XdpContext) -> Option<Outer> {
-    // SAFETY (for every read in this function): `at` has checked that the header lies within the frame, and a packed
-    // header has alignment 1.
+    // SAFETY: `at` has checked the bounds, and a packed header has alignment 1.
     let ethernet = unsafe { &*at::<EthernetHeader>(ctx, 0)? };
     if ethernet.destination[0] & 1 != 0 {
         return None;
@@ -249,6 +248,11 @@ fn decide(ctx: &XdpContext, outer: &Outer) -> u32 {
     if outer.length < DATA_MESSAGE_MIN {
         return drop(ctx, DropReason::TooShort, outer);
     }
+    // While userspace does not steer it may not keep `sessions` up to date either.
+    match CONFIG.get(0) {
+        Some(Config { steer: 0, .. }) | None => return XDP_PASS,
+        Some(_) => {}
+    }
     let Some(receiver) = at::<[u8; 4]>(ctx, outer.payload + 4) else {
         return XDP_PASS;
     };
@@ -281,10 +285,6 @@ fn handshake(ctx: &XdpContext, outer: &Outer, exact: u32) -> u32 {
 /// Sends a live data message to the AF_XDP socket of this RX queue, or up the stack where that cannot be.
 #[inline(always)]
 fn steer(ctx: &XdpContext, outer: &Outer, available: u64) -> u32 {
-    match CONFIG.get(0) {
-        Some(Config { steer: 0, .. }) | None => return XDP_PASS,
-        Some(_) => {}
-    }
     // SAFETY: the context is valid for the whole invocation.
     let (ingress, queue) = unsafe { ((*ctx.ctx).ingress_ifindex, (*ctx.ctx).rx_queue_index) };
     // SAFETY: nothing in this program removes devices; a concurrent removal at worst yields a stale value.

@@ -16,7 +16,8 @@ use super::umem::Umem;
 use crate::sys::invalid;
 
 /// Most packets [`Receiver::receive`] hands out at once.
-pub const BATCH: usize = 64;
+pub const BATCH: usize = LIMIT as usize;
+const LIMIT: u32 = 64;
 
 /// What a receiver is to be.
 #[derive(Clone, Debug)]
@@ -138,7 +139,7 @@ impl Receiver {
     /// afterwards, also if `work` panics. `None` if there are none. Does not block; poll the descriptor for reading.
     pub fn receive<T>(&mut self, work: impl FnOnce(&mut [Frame<'_>]) -> T) -> Option<T> {
         let mut packets = ArrayVec::<Packet, BATCH>::new();
-        self.queue.take(BATCH as u32, |packet| packets.push(packet));
+        self.queue.take(LIMIT, |packet| packets.push(packet));
         if packets.is_empty() {
             // Frames may be waiting for room in the fill ring.
             self.refill();

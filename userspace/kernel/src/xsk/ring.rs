@@ -108,11 +108,6 @@ impl<M: Memory> Producer<M> {
     pub(crate) fn needs_wakeup(&self) -> bool {
         self.memory.flags() & libc::XDP_RING_NEED_WAKEUP != 0
     }
-
-    #[cfg(test)]
-    pub(crate) fn memory(&self) -> &M {
-        &self.memory
-    }
 }
 
 /// The end that takes entries out.
@@ -157,11 +152,6 @@ impl<M: Memory> Consumer<M> {
             self.memory.consumer().store(self.next, Ordering::Release);
         }
         count
-    }
-
-    #[cfg(test)]
-    pub(crate) fn memory(&self) -> &M {
-        &self.memory
     }
 }
 

@@ -90,6 +90,10 @@ pub(super) struct Prepared {
 /// The kernel wants a completion ring with every UMEM; nothing is ever put into this one.
 const COMPLETION_ENTRIES: u32 = 64;
 
+/// `AF_XDP` as `sockaddr_xdp` wants it.
+const FAMILY: u16 = 44;
+const _: () = assert!(libc::AF_XDP == FAMILY as i32);
+
 impl XskSocket {
     /// Opens a socket and its rings: `fill` and `receive` entries, powers of two.
     pub(super) fn prepare(
@@ -173,13 +177,13 @@ impl XskSocket {
             Registration::Shared(fd) => (libc::XDP_SHARED_UMEM, fd.as_raw_fd().unsigned_abs()),
         };
         let address = libc::sockaddr_xdp {
-            sxdp_family: libc::AF_XDP as u16,
+            sxdp_family: FAMILY,
             sxdp_flags: flags,
             sxdp_ifindex: ifindex,
             sxdp_queue_id: queue,
             sxdp_shared_umem_fd: shared,
         };
-        let length = size_of::<libc::sockaddr_xdp>() as libc::socklen_t;
+        let length = length_of::<libc::sockaddr_xdp>();
         // SAFETY: pointer and length describe `address`, which outlives the call.
         check(unsafe { libc::bind(self.fd.as_raw_fd(), (&raw const address).cast(), length) })
             .map(drop)
@@ -237,7 +241,7 @@ impl XskSocket {
                 libc::SOL_XDP,
                 option,
                 std::ptr::from_ref(value).cast(),
-                size_of::<T>() as libc::socklen_t,
+                length_of::<T>(),
             )
         })
         .map(drop)
@@ -247,7 +251,7 @@ impl XskSocket {
     /// Reads an ABI struct of integers; older kernels fill it only in part, the rest is zero.
     fn get<T: Copy>(&self, option: i32) -> io::Result<T> {
         let mut value = MaybeUninit::<T>::zeroed();
-        let mut length = size_of::<T>() as libc::socklen_t;
+        let mut length = length_of::<T>();
         // SAFETY: pointer and length describe `value`, and the kernel writes no more than that.
         check(unsafe {
             libc::getsockopt(
@@ -267,4 +271,8 @@ impl AsFd for XskSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+fn length_of<T>() -> libc::socklen_t {
+    libc::socklen_t::try_from(size_of::<T>()).expect("ABI structs are a few dozen bytes long")
 }
