@@ -10,6 +10,7 @@ pub mod command;
 pub mod daemon;
 pub mod iperf;
 pub mod link;
+pub mod measure;
 pub mod name;
 pub mod namespace;
 pub mod packet_socket;
