@@ -60,6 +60,8 @@ pub struct LinkMonitor {
     up: Option<bool>,
     /// Questions in a row that found no device.
     fruitless: u8,
+    /// Messages were lost.
+    overrun: bool,
     gone: bool,
     events: VecDeque<LinkEvent>,
 }
@@ -97,6 +99,7 @@ impl LinkMonitor {
             mtu: None,
             up: None,
             fruitless: 0,
+            overrun: false,
             gone: false,
             events: VecDeque::new(),
         };
@@ -129,7 +132,15 @@ impl LinkMonitor {
                 .messages()
                 .try_for_each(|message| self.take_message(tun, datagram.nsid, &message))
                 .map(|()| true),
-            Ok(Reading::Overrun) => self.locate(tun).map(|()| true),
+            Ok(Reading::Overrun) => {
+                self.overrun = true;
+                Ok(true)
+            }
+            // Only now: while the queue is full an answer would be lost as well.
+            Ok(Reading::Empty) if self.overrun => {
+                self.overrun = false;
+                self.locate(tun).map(|()| true)
+            }
             Ok(Reading::Empty) => Ok(false),
             Err(error) => Err(error),
         };
