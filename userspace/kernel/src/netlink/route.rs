@@ -38,6 +38,37 @@ pub fn route_interface(
     if source.is_some_and(|source| source.is_ipv4() != destination.is_ipv4()) {
         return Err(sys::invalid("source and destination of different families"));
     }
+    // A lookup of IPv4 refuses a source that is not ours; one of IPv6 does not look.
+    if let Some(source @ IpAddr::V6(_)) = source {
+        let local = look_up(source, None, 0)?.is_some_and(|route| route.kind == libc::RTN_LOCAL);
+        if !local {
+            return Ok(None);
+        }
+    }
+    let route = look_up(destination, source, mark)?;
+    // IPv6 answers with an unreachable route where IPv4 answers with an error.
+    let usable = |route: &Route| route.interface != 0 && !NOWHERE.contains(&route.kind);
+    Ok(route.filter(usable).map(|route| route.interface))
+}
+
+/// Kinds of routes that lead nowhere.
+const NOWHERE: [u8; 4] = [
+    libc::RTN_UNREACHABLE,
+    libc::RTN_BLACKHOLE,
+    libc::RTN_PROHIBIT,
+    libc::RTN_THROW,
+];
+
+/// An answer to a lookup.
+#[derive(Clone, Copy, Debug)]
+struct Route {
+    /// `RTN_…`.
+    kind: u8,
+    /// Index of the outgoing interface; 0 if there is none.
+    interface: u32,
+}
+
+fn look_up(destination: IpAddr, source: Option<IpAddr>, mark: u32) -> io::Result<Option<Route>> {
     let (family, bits) = match destination {
         IpAddr::V4(_) => (libc::AF_INET, 32),
         IpAddr::V6(_) => (libc::AF_INET6, 128),
@@ -58,8 +89,10 @@ pub fn route_interface(
             mark => request.attribute(libc::RTA_MARK, &mark.to_ne_bytes()),
         }
     };
-    let answer = RouteSocket::ask(libc::RTM_GETROUTE, 0, &header, fill, read_route);
-    Ok(none_if(answer, &NO_ROUTE)?.flatten())
+    none_if(
+        RouteSocket::ask(libc::RTM_GETROUTE, 0, &header, fill, read_route),
+        &NO_ROUTE,
+    )
 }
 
 fn address(request: Request, kind: u16, address: IpAddr) -> Request {
@@ -69,26 +102,19 @@ fn address(request: Request, kind: u16, address: IpAddr) -> Request {
     }
 }
 
-/// The outer `None`: not a route. The inner: a route that leads nowhere.
-fn read_route(message: &Message<'_>) -> Option<Option<u32>> {
+fn read_route(message: &Message<'_>) -> Option<Route> {
     if message.kind != libc::RTM_NEWROUTE {
         return None;
     }
     let (header, attributes) = message.body(ROUTE_HEADER)?;
-    // IPv6 answers with the unreachable route itself instead of an error.
-    let usable = matches!(
-        header[7],
-        libc::RTN_UNICAST
-            | libc::RTN_LOCAL
-            | libc::RTN_BROADCAST
-            | libc::RTN_ANYCAST
-            | libc::RTN_MULTICAST
-    );
     let interface = attributes
         .value_of(libc::RTA_OIF)
         .and_then(read_u32)
-        .filter(|index| *index != 0);
-    Some(interface.filter(|_| usable))
+        .unwrap_or(0);
+    Some(Route {
+        kind: header[7],
+        interface,
+    })
 }
 
 /// Tells that links, addresses, routes or rules changed in the namespace of the thread that made
