@@ -125,6 +125,8 @@ impl UdpSockets {
     /// See [`UdpError`].
     pub fn bind(port: u16, options: &UdpOptions) -> Result<Self, UdpError> {
         let mut last = io::Error::from_raw_os_error(libc::EADDRINUSE);
+        // Ports that are free for IPv4 only are held, or the kernel might offer them again.
+        let mut held = Vec::new();
         for _ in 0..PORT_ATTEMPTS {
             let v4 = if_available(UdpSocket::bind(Family::V4, port, options))
                 .map_err(|error| UdpError::binding(port, error))?;
@@ -132,7 +134,10 @@ impl UdpSockets {
             match if_available(UdpSocket::bind(Family::V6, wanted, options)) {
                 Ok(v6) => return Self::from_families(v4, v6),
                 // Free in one family only: try another, if it is ours to choose.
-                Err(error) if port == 0 && is_errno(&error, libc::EADDRINUSE) => last = error,
+                Err(error) if port == 0 && is_errno(&error, libc::EADDRINUSE) => {
+                    last = error;
+                    held.push(v4);
+                }
                 Err(error) => return Err(UdpError::binding(port, error)),
             }
         }
@@ -191,5 +196,45 @@ fn if_available(result: io::Result<UdpSocket>) -> io::Result<Availability> {
             Some(libc::EAFNOSUPPORT | libc::EPFNOSUPPORT | libc::EADDRNOTAVAIL) => Ok(Err(error)),
             _ => Err(error),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a socket call gives where IPv6 (or IPv4) is switched off.
+    fn missing() -> Availability {
+        Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT))
+    }
+
+    #[test]
+    fn one_family_is_enough() {
+        let options = UdpOptions::default();
+        let v4 = UdpSocket::bind(Family::V4, 0, &options).unwrap();
+        let port = v4.port();
+        let sockets = UdpSockets::from_families(Ok(v4), missing()).unwrap();
+        assert_eq!((sockets.port(), sockets.iter().count()), (port, 1));
+        assert!(sockets.for_address(&"[::1]:9".parse().unwrap()).is_none());
+
+        let v6 = UdpSocket::bind(Family::V6, 0, &options).unwrap();
+        let sockets = UdpSockets::from_families(missing(), Ok(v6)).unwrap();
+        assert!(sockets.v4.is_none() && sockets.port() != 0);
+        let error = UdpSockets::from_families(missing(), missing()).unwrap_err();
+        assert!(matches!(error, UdpError::NoFamily(_)), "{error:?}");
+    }
+
+    #[test]
+    fn only_a_missing_family_is_passed_over() {
+        for (errno, passed_over) in [
+            (libc::EAFNOSUPPORT, true),
+            (libc::EADDRNOTAVAIL, true),
+            (libc::EADDRINUSE, false),
+            (libc::EACCES, false),
+            (libc::EMFILE, false),
+        ] {
+            let result = if_available(Err(io::Error::from_raw_os_error(errno)));
+            assert_eq!(matches!(result, Ok(Err(_))), passed_over, "{errno}");
+        }
     }
 }
