@@ -201,6 +201,10 @@ fn datagrams(messages: &[Outgoing<'_>]) -> Vec<(usize, usize)> {
     all
 }
 
+fn usize_of(count: u64) -> usize {
+    usize::try_from(count).unwrap()
+}
+
 fn assert_all_sent(kernel: &FakeKernel, messages: &[Outgoing<'_>]) {
     let sent: Vec<_> = kernel.sent.iter().map(|sent| (sent.0, sent.1)).collect();
     assert_eq!(sent, datagrams(messages));
@@ -273,7 +277,7 @@ fn odd_shapes_are_sent_as_they_are() {
     let mut kernel = FakeKernel::new();
     let report = send(&mut kernel, &mut messages);
     assert_all_sent(&kernel, &messages);
-    assert_eq!(report.datagrams as usize, datagrams(&messages).len());
+    assert_eq!(usize_of(report.datagrams), datagrams(&messages).len());
 }
 
 /// Nebula 705a8f60 and followers: a partial `sendmmsg` lost or repeated the rest.
@@ -290,7 +294,7 @@ fn partial_sends_go_on_with_exactly_the_rest() {
         };
         let report = send(&mut kernel, &mut messages);
         assert_all_sent(&kernel, &messages);
-        assert_eq!(report.syscalls as usize, kernel.calls);
+        assert_eq!(usize_of(report.syscalls), kernel.calls);
     }
 }
 
@@ -675,9 +679,9 @@ proptest! {
             prop_assert!(message.source.is_some() || message.outcome != Outcome::SentAfterForgettingSource);
         }
         prop_assert_eq!(report.dropped(), dropped);
-        prop_assert_eq!(report.datagrams as usize, kernel.sent.len());
-        prop_assert_eq!((report.datagrams + report.dropped()) as usize, datagrams(&messages).len());
-        prop_assert_eq!(report.gso_sends as usize, kernel.segmented);
-        prop_assert_eq!(report.syscalls as usize, kernel.calls);
+        prop_assert_eq!(usize_of(report.datagrams), kernel.sent.len());
+        prop_assert_eq!(usize_of(report.datagrams + report.dropped()), datagrams(&messages).len());
+        prop_assert_eq!(usize_of(report.gso_sends), kernel.segmented);
+        prop_assert_eq!(usize_of(report.syscalls), kernel.calls);
     }
 }
