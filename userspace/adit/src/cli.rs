@@ -1,0 +1,136 @@
+//! The command line.
+
+use std::process::ExitCode;
+
+use clap::builder::FalseyValueParser;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::{daemon, keys};
+
+const ENVIRONMENT: &str = "\
+Environment:
+  LOG_LEVEL                silent, error, warn (default), info, debug (or verbose), trace
+  WG_TUN_FD                number of an open TUN device to use instead of making one
+  WG_UAPI_FD               number of a listening socket to use instead of making one
+  WG_PROCESS_FOREGROUND=1  the same as --foreground
+
+The device is configured with wg(8) or wg-quick(8).
+Exit status: 0 success, 1 failure, 2 wrong usage.";
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "adit",
+    version,
+    about = "A WireGuard tunnel for Linux that runs in userspace",
+    after_help = ENVIRONMENT,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    tunnel: TunnelArguments,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print a new private key
+    Genkey,
+    /// Read a private key from standard input and print its public key
+    Pubkey,
+    /// Print a new preshared key
+    Genpsk,
+}
+
+#[derive(Debug, Args)]
+struct TunnelArguments {
+    /// Name of the tunnel device to start
+    #[arg(value_name = "IFACE", required = true)]
+    interface: Option<String>,
+    /// Stay in the foreground instead of returning when the device is ready
+    #[arg(short, long)]
+    foreground: bool,
+    /// Exchange single packets with the TUN device: no TSO, USO or GRO
+    #[arg(long, env = "ADIT_NO_TUN_OFFLOAD", value_parser = FalseyValueParser::new())]
+    no_tun_offload: bool,
+    /// Send single datagrams: no UDP_SEGMENT
+    #[arg(long, env = "ADIT_NO_GSO", value_parser = FalseyValueParser::new())]
+    no_gso: bool,
+    /// Receive single datagrams: no UDP_GRO
+    #[arg(long, env = "ADIT_NO_GRO", value_parser = FalseyValueParser::new())]
+    no_gro: bool,
+}
+
+/// Runs what the command line asks for. Failures are one line on standard error.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Some(Command::Genkey) => keys::genkey(),
+        Some(Command::Pubkey) => keys::pubkey(),
+        Some(Command::Genpsk) => keys::genpsk(),
+        None => start_tunnel(cli.tunnel),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_tunnel(arguments: TunnelArguments) -> anyhow::Result<()> {
+    let Some(interface) = arguments.interface else {
+        // clap demands the name unless a subcommand is given.
+        Cli::command()
+            .error(
+                clap::error::ErrorKind::MissingRequiredArgument,
+                "the name of the tunnel device is missing",
+            )
+            .exit()
+    };
+    daemon::run(&daemon::Options {
+        interface,
+        foreground: arguments.foreground
+            || std::env::var_os("WG_PROCESS_FOREGROUND").is_some_and(|value| value == "1"),
+        tun_offload: !arguments.no_tun_offload,
+        gso: !arguments.no_gso,
+        gro: !arguments.no_gro,
+    })
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "the one line a person sees of a failure"
+)]
+fn report(message: &str) {
+    eprintln!("adit: {message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn interface_alone_starts_a_tunnel() {
+        let cli = Cli::try_parse_from(["adit", "-f", "--no-gso", "wg0"]).unwrap();
+        assert!(cli.command.is_none());
+        assert_eq!(cli.tunnel.interface.as_deref(), Some("wg0"));
+        assert!(cli.tunnel.foreground && cli.tunnel.no_gso && !cli.tunnel.no_gro);
+    }
+
+    #[test]
+    fn nothing_at_all_is_wrong_usage() {
+        let error = Cli::try_parse_from(["adit"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(Cli::try_parse_from(["adit", "genkey"]).is_ok());
+        assert!(Cli::try_parse_from(["adit", "wg0", "genkey"]).is_err());
+    }
+}

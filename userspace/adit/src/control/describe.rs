@@ -1,0 +1,79 @@
+//! The answer to `get=1`, which is what `wg show` prints.
+
+use std::fmt::Write as _;
+
+use super::Control;
+
+impl Control {
+    /// Appends the device and its peers in the order that wg(8) expects.
+    pub(super) fn describe_device(&self, answer: &mut String) {
+        // Grown at once: a string that grows leaves copies of the keys behind.
+        answer.reserve(8192 + self.device.peer_count() * 512 + self.device.allowed_ip_count() * 64);
+        if let Some(key) = self.device.private_key() {
+            hex_line(answer, "private_key", key.as_bytes());
+        }
+        // Writing to a String cannot fail.
+        let _ = writeln!(answer, "listen_port={}", self.port);
+        if self.mark != 0 {
+            let _ = writeln!(answer, "fwmark={}", self.mark);
+        }
+        self.shared.counters.describe(answer);
+        for peer in self.device.peers() {
+            hex_line(answer, "public_key", peer.public_key.as_bytes());
+            match peer.preshared_key {
+                Some(key) => hex_line(answer, "preshared_key", key.as_bytes()),
+                None => hex_line(answer, "preshared_key", &[0; 32]),
+            }
+            answer.push_str("protocol_version=1\n");
+            if let Some(endpoint) = peer.endpoint {
+                let _ = writeln!(answer, "endpoint={}", endpoint.address);
+            }
+            let handshake = peer.last_handshake.unwrap_or_default();
+            let _ = writeln!(answer, "last_handshake_time_sec={}", handshake.as_secs());
+            let _ = writeln!(
+                answer,
+                "last_handshake_time_nsec={}",
+                handshake.subsec_nanos()
+            );
+            let _ = writeln!(answer, "tx_bytes={}", peer.tx_bytes);
+            let _ = writeln!(answer, "rx_bytes={}", peer.rx_bytes);
+            let _ = writeln!(answer, "persistent_keepalive_interval={}", peer.keepalive);
+            for prefix in peer.allowed_ips {
+                let _ = writeln!(
+                    answer,
+                    "allowed_ip={}/{}",
+                    prefix.address(),
+                    prefix.length()
+                );
+            }
+        }
+    }
+}
+
+/// The bytes are looked at by arithmetic alone, since some of them are secret.
+fn hex_line(answer: &mut String, name: &str, bytes: &[u8; 32]) {
+    answer.push_str(name);
+    answer.push('=');
+    for byte in bytes {
+        answer.push(hex_digit(byte >> 4));
+        answer.push(hex_digit(byte & 15));
+    }
+    answer.push('\n');
+}
+
+/// `nibble` is below 16. Adds the distance from '9' to 'a' for those above 9, without a branch.
+fn hex_digit(nibble: u8) -> char {
+    let above_nine = 9u8.wrapping_sub(nibble) >> 7;
+    char::from(b'0' + nibble + above_nine * (b'a' - b'9' - 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_those_of_hexadecimal() {
+        let digits: String = (0..16).map(hex_digit).collect();
+        assert_eq!(digits, "0123456789abcdef");
+    }
+}

@@ -1,0 +1,288 @@
+//! Everything that is not moving packets: handshakes, timers, configuration, device events.
+//!
+//! One thread, one owner of the protocol's [`Device`]. What it decides reaches the data threads
+//! as snapshots; what they need from it arrives as notices.
+
+mod configure;
+mod describe;
+mod run;
+mod watcher;
+
+use std::sync::Arc;
+
+use adit_kernel::udp::{Outcome, Outgoing, SendBatch, UdpError, UdpOptions, UdpSockets};
+use adit_kernel::{clock, netlink};
+use adit_protocol::{Device, Endpoint, Instant, Now, Output, PeerId};
+use tokio::sync::Notify;
+
+use crate::dataplane::outbound::Outbound;
+use crate::dataplane::transport::TransportKey;
+use crate::dataplane::{Dataplane, HandshakeMessage, Session, send_staged};
+use crate::uapi::Errno;
+use crate::uapi::request::Setting;
+use crate::uapi::server::Configurable;
+
+pub use run::{Ending, run};
+pub use watcher::{Happening, Sources, Watcher};
+
+/// The device and what surrounds it.
+#[derive(Debug)]
+pub struct Control {
+    device: Device<TransportKey>,
+    shared: Arc<Dataplane>,
+    outbound: Outbound,
+    sender: SendBatch,
+    options: UdpOptions,
+    /// The port asked for, and once there is a socket the one it has.
+    port: u16,
+    mark: u32,
+    up: bool,
+    /// Told whenever the next timer may have changed.
+    timers_changed: Arc<Notify>,
+}
+
+impl Control {
+    /// A device that is down, without peers.
+    pub fn new(device: Device<TransportKey>, shared: Arc<Dataplane>, options: UdpOptions) -> Self {
+        Self {
+            device,
+            shared,
+            outbound: Outbound::new(),
+            sender: SendBatch::new(),
+            options,
+            port: 0,
+            mark: 0,
+            up: false,
+            timers_changed: Arc::new(Notify::new()),
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now {
+            instant: instant(),
+            unix: clock::unix_time(),
+        }
+    }
+
+    /// The interface went up or down; its sockets and sessions go with it.
+    fn set_up(&mut self, up: bool) {
+        if self.up == up {
+            return;
+        }
+        self.up = up;
+        if up {
+            if let Err(error) = self.bind(self.port) {
+                tracing::error!(
+                    port = self.port,
+                    error = error_chain(&error),
+                    "no UDP socket"
+                );
+            }
+            self.device.up();
+        } else {
+            self.device.down();
+            self.shared.replace_sockets(None);
+        }
+        tracing::info!(up, "interface");
+        self.settle();
+    }
+
+    fn set_mtu(&mut self, mtu: u32) {
+        self.shared.set_mtu(mtu);
+        self.device.set_mtu(mtu as usize);
+    }
+
+    /// Opens sockets on the port and gives them to the data threads.
+    fn bind(&mut self, port: u16) -> Result<(), UdpError> {
+        let options = UdpOptions {
+            fwmark: self.mark,
+            ..self.options
+        };
+        let sockets = UdpSockets::bind(port, &options)?;
+        self.port = sockets.port();
+        self.shared.replace_sockets(Some(Arc::new(sockets)));
+        // Addresses of the old socket say nothing about the new one's.
+        for link in self.device.links() {
+            link.clear_source();
+        }
+        Ok(())
+    }
+
+    fn set_listen_port(&mut self, port: u16) -> Result<(), Errno> {
+        if !self.up {
+            self.port = port;
+            return Ok(());
+        }
+        let bound = self.shared.sockets.load().is_some();
+        if bound && port == self.port {
+            return Ok(());
+        }
+        self.bind(port).map_err(|error| {
+            tracing::error!(
+                port,
+                error = error_chain(&error),
+                "cannot change the listen port"
+            );
+            match error {
+                UdpError::PortInUse { .. } => Errno::AddressInUse,
+                _ => Errno::Io,
+            }
+        })
+    }
+
+    fn set_firewall_mark(&mut self, mark: u32) -> Result<(), Errno> {
+        if let Some(sockets) = self.shared.sockets.load().as_ref() {
+            sockets.set_fwmark(mark).map_err(|error| {
+                tracing::error!(mark, %error, "cannot set the firewall mark");
+                Errno::Io
+            })?;
+        }
+        self.mark = mark;
+        // A mark can lead to another routing table, and so to another source address.
+        self.check_sources();
+        Ok(())
+    }
+
+    /// Handles one handshake message or cookie reply; `backlog` more are waiting.
+    fn handshake_message(&mut self, mut message: HandshakeMessage, backlog: usize) {
+        let now = self.now();
+        self.device.note_backlog(now.instant, backlog);
+        self.device
+            .handle_datagram(now, message.from, &mut message.datagram);
+        self.settle();
+    }
+
+    fn attend(&mut self, peer: PeerId) {
+        self.device.attend(self.now(), peer);
+        self.settle();
+    }
+
+    fn timeout(&mut self) {
+        self.device.handle_timeout(self.now());
+        self.settle();
+    }
+
+    /// Forgets source addresses that the routing table would not choose the way back for: the
+    /// interface that the peer was last heard on is not the one that leads to it any more. The
+    /// kernel module does the same on each send (drivers/net/wireguard/socket.c, send4).
+    fn check_sources(&mut self) {
+        for link in self.device.links() {
+            let Some(Endpoint {
+                address,
+                source: Some(source),
+            }) = link.endpoint()
+            else {
+                continue;
+            };
+            let interface = netlink::route_interface(address.ip(), Some(source.address), self.mark);
+            if !matches!(interface, Ok(Some(interface)) if interface == source.interface) {
+                tracing::debug!(peer = %link.id(), "source address forgotten");
+                link.forget_source(address);
+            }
+        }
+    }
+
+    /// Does what the device has decided since the last call.
+    fn settle(&mut self) {
+        while let Some(output) = self.device.poll_output() {
+            match output {
+                Output::Transmit { to, peer, payload } => self.transmit(to, peer, &payload),
+                Output::FlushStaged { peer } => self.flush_staged(peer),
+                Output::Event(event) => tracing::debug!(%event, "protocol"),
+                // Data packets are opened by the ingress thread, and never given to the device.
+                Output::Packet { .. } => {}
+                // The data threads look sessions up in the table they share with the device.
+                Output::SessionAdded { .. } | Output::SessionRemoved { .. } => {}
+            }
+        }
+        let routes = self.device.routes();
+        if !Arc::ptr_eq(&routes, &self.shared.routes.load()) {
+            self.shared.routes.store(routes);
+        }
+        self.timers_changed.notify_one();
+    }
+
+    fn transmit(&mut self, to: Endpoint, peer: Option<PeerId>, datagram: &[u8]) {
+        let sockets = self.shared.sockets.load();
+        let Some(socket) = sockets
+            .as_ref()
+            .and_then(|sockets| sockets.for_address(&to.address))
+        else {
+            return self.shared.counters.egress.drop_egress_no_socket.add(1);
+        };
+        let mut messages = [Outgoing {
+            to: to.address,
+            source: to.source.map(|source| (source.address, source.interface)),
+            ecn: 0,
+            segment_size: datagram.len(),
+            data: datagram,
+            outcome: Outcome::Pending,
+        }];
+        self.sender.send(socket, &mut messages);
+        match messages[0].outcome {
+            Outcome::Dropped { errno, .. } => {
+                self.shared.counters.egress.drop_egress_send_error.add(1);
+                tracing::debug!(errno, "handshake message not sent");
+            }
+            Outcome::SentAfterForgettingSource => {
+                if let Some(link) = peer.and_then(|peer| self.device.link(peer)) {
+                    link.forget_source(to.address);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn flush_staged(&mut self, peer: PeerId) {
+        let Some(link) = self.device.link(peer) else {
+            return;
+        };
+        let now = instant();
+        let session: Option<Arc<Session>> = link
+            .current()
+            .as_ref()
+            .filter(|session| session.can_send(now))
+            .cloned();
+        let Some(session) = session else {
+            return;
+        };
+        let sockets = self.shared.sockets.load();
+        send_staged(
+            &mut self.outbound,
+            &link,
+            &session,
+            &self.shared,
+            sockets.as_deref(),
+            now,
+        );
+    }
+}
+
+impl Configurable for Control {
+    fn apply(&mut self, settings: Vec<Setting>) -> Result<(), Errno> {
+        let result = self.configure(settings);
+        self.settle();
+        result
+    }
+
+    fn describe(&self, answer: &mut String) {
+        self.describe_device(answer);
+    }
+}
+
+/// The moment on the clock that protocol and data threads share.
+fn instant() -> Instant {
+    Instant::from_nanos(clock::boottime_ns())
+}
+
+/// An error with its causes on one line.
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    line
+}

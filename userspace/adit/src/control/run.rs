@@ -1,0 +1,107 @@
+//! The control thread's event loop.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::future::pending;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use adit_kernel::netlink::LinkEvent;
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use super::watcher::Happening;
+use super::{Control, instant};
+use crate::dataplane::{HandshakeMessage, Notice, Queues};
+
+/// Handshake messages handled before timers and configuration get their turn: about 10 ms.
+const HANDSHAKES_AT_ONCE: usize = 32;
+
+/// Why the tunnel ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// SIGTERM or SIGINT.
+    Signal,
+    /// The TUN device was deleted.
+    DeviceGone,
+    /// The configuration socket's file was removed.
+    SocketRemoved,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Signal => "signal",
+            Self::DeviceGone => "device deleted",
+            Self::SocketRemoved => "configuration socket removed",
+        })
+    }
+}
+
+/// Serves the device until it ends.
+///
+/// # Errors
+/// When the process cannot wait for signals.
+pub async fn run(
+    control: &Rc<RefCell<Control>>,
+    mut queues: Queues,
+    mut happenings: mpsc::UnboundedReceiver<Happening>,
+) -> anyhow::Result<Ending> {
+    let timers_changed = Arc::clone(&control.borrow().timers_changed);
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    loop {
+        let deadline = control.borrow().device.poll_timeout();
+        let timer = async {
+            match deadline {
+                Some(deadline) => sleep(deadline.saturating_duration_since(instant())).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            _ = terminate.recv() => return Ok(Ending::Signal),
+            _ = interrupt.recv() => return Ok(Ending::Signal),
+            () = timers_changed.notified() => {}
+            () = timer => control.borrow_mut().timeout(),
+            Some(notice) = queues.notices.recv() => match notice {
+                Notice::Attend(peer) => control.borrow_mut().attend(peer),
+                Notice::DeviceGone => return Ok(Ending::DeviceGone),
+            },
+            Some(message) = queues.handshakes.recv() => {
+                handshakes(&mut control.borrow_mut(), &mut queues, message);
+                // Configuration connections are tasks of their own and get their turn here.
+                tokio::task::yield_now().await;
+            }
+            Some(happening) = happenings.recv() => {
+                if let Some(ending) = follow(&mut control.borrow_mut(), happening) {
+                    return Ok(ending);
+                }
+            }
+        }
+    }
+}
+
+fn handshakes(control: &mut Control, queues: &mut Queues, first: HandshakeMessage) {
+    control.handshake_message(first, queues.handshakes.len());
+    for _ in 1..HANDSHAKES_AT_ONCE {
+        let Ok(message) = queues.handshakes.try_recv() else {
+            return;
+        };
+        control.handshake_message(message, queues.handshakes.len());
+    }
+}
+
+fn follow(control: &mut Control, happening: Happening) -> Option<Ending> {
+    match happening {
+        Happening::Link(LinkEvent::Up) => control.set_up(true),
+        Happening::Link(LinkEvent::Down) => control.set_up(false),
+        Happening::Link(LinkEvent::Mtu(mtu)) => control.set_mtu(mtu),
+        Happening::Link(LinkEvent::Moved) => tracing::info!("device moved to another namespace"),
+        Happening::Link(LinkEvent::Gone) => return Some(Ending::DeviceGone),
+        Happening::Routes => control.check_sources(),
+        Happening::SocketRemoved => return Some(Ending::SocketRemoved),
+    }
+    None
+}

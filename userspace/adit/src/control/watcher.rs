@@ -1,0 +1,155 @@
+//! A thread that waits for what the event loop cannot wait for itself: netlink and inotify.
+//!
+//! The runtime's `AsyncFd` is an unsafe interface; three descriptors and `ppoll` need none.
+
+use std::io;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use adit_kernel::event::EventFd;
+use adit_kernel::inotify::FileWatch;
+use adit_kernel::netlink::{LinkEvent, LinkMonitor, RouteMonitor};
+use adit_kernel::poll::{Interest, PollFd, poll};
+use anyhow::Context as _;
+use tokio::sync::mpsc;
+
+use crate::dataplane::Dataplane;
+
+/// Routes often change many at a time; that they changed is told when so much time has passed.
+const ROUTES_SETTLE: Duration = Duration::from_millis(200);
+
+/// Something that happened around the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Happening {
+    /// To the TUN device.
+    Link(LinkEvent),
+    /// Addresses or routes of the namespace that the UDP sockets are in have changed.
+    Routes,
+    /// The configuration socket's file was removed.
+    SocketRemoved,
+}
+
+/// What the thread watches.
+#[derive(Debug)]
+pub struct Sources {
+    /// The TUN device's state.
+    pub link: LinkMonitor,
+    /// Addresses and routes.
+    pub routes: RouteMonitor,
+    /// The configuration socket's file.
+    pub socket: FileWatch,
+}
+
+/// The running thread; dropping it stops it.
+#[derive(Debug)]
+pub struct Watcher {
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watcher {
+    /// Starts to watch. The first happenings tell the device's state.
+    ///
+    /// # Errors
+    /// When the system gives no more threads or file descriptors.
+    pub fn start(
+        shared: Arc<Dataplane>,
+        sources: Sources,
+    ) -> anyhow::Result<(Self, mpsc::UnboundedReceiver<Happening>)> {
+        let stop = Arc::new(EventFd::new().context("cannot make an event descriptor")?);
+        let (happenings, received) = mpsc::unbounded_channel();
+        let watching = Watching {
+            shared,
+            sources,
+            stop: Arc::clone(&stop),
+            happenings,
+        };
+        let thread = thread::Builder::new()
+            .name("events".to_owned())
+            .spawn(|| watching.run())
+            .context("cannot start the events thread")?;
+        Ok((
+            Self {
+                stop,
+                thread: Some(thread),
+            },
+            received,
+        ))
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.stop.signal();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Watching {
+    shared: Arc<Dataplane>,
+    sources: Sources,
+    stop: Arc<EventFd>,
+    happenings: mpsc::UnboundedSender<Happening>,
+}
+
+impl Watching {
+    fn run(mut self) {
+        if let Err(error) = self.watch() {
+            tracing::error!(%error, "cannot watch device, routes and socket any more");
+        }
+    }
+
+    fn watch(&mut self) -> io::Result<()> {
+        let mut routes_told_at: Option<Instant> = None;
+        // Events that were there before the first wait are read first.
+        self.follow_link();
+        loop {
+            let timeout = routes_told_at.map(|at| at.saturating_duration_since(Instant::now()));
+            let mut fds = [
+                self.stop.as_fd(),
+                self.sources.link.as_fd(),
+                self.sources.routes.as_fd(),
+                self.sources.socket.as_fd(),
+            ]
+            .map(|fd| PollFd::new(fd, Interest::Read));
+            poll(&mut fds, timeout)?;
+            let [stop, link, routes, socket] = fds.map(|fd| fd.readable());
+            if stop {
+                return Ok(());
+            }
+            if link {
+                self.follow_link();
+            }
+            // An error means that messages were lost: then something has changed.
+            if routes && self.sources.routes.changed().unwrap_or(true) {
+                routes_told_at.get_or_insert_with(|| Instant::now() + ROUTES_SETTLE);
+            }
+            if routes_told_at.is_some_and(|at| at <= Instant::now()) {
+                routes_told_at = None;
+                self.tell(Happening::Routes);
+            }
+            if socket && self.sources.socket.removed()? {
+                self.tell(Happening::SocketRemoved);
+            }
+        }
+    }
+
+    fn follow_link(&mut self) {
+        loop {
+            match self.sources.link.next_event(&self.shared.tun) {
+                Ok(Some(event)) => self.tell(Happening::Link(event)),
+                Ok(None) => return,
+                Err(error) => return tracing::warn!(%error, "device events"),
+            }
+        }
+    }
+
+    fn tell(&self, happening: Happening) {
+        // Fails only when the control thread is about to stop this one.
+        let _ = self.happenings.send(happening);
+    }
+}

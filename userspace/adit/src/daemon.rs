@@ -1,0 +1,192 @@
+//! Starts a tunnel device as `wireguard-go` does: in the foreground, or as a daemon whose parent
+//! returns when device and configuration socket exist.
+
+use std::cell::RefCell;
+use std::env::{self, VarError};
+use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
+use std::os::fd::{OwnedFd, RawFd};
+use std::process::{Command, Stdio};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use adit_kernel::inotify::FileWatch;
+use adit_kernel::netlink::{LinkMonitor, RouteMonitor};
+use adit_kernel::process;
+use adit_kernel::tun::{Tun, TunOptions};
+use adit_kernel::udp::UdpOptions;
+use adit_protocol::Device;
+use anyhow::{Context as _, Result, bail};
+use getrandom::SysRng;
+use rand_core::UnwrapErr;
+use tokio::runtime;
+use tokio::task::LocalSet;
+use tracing::level_filters::LevelFilter;
+
+use crate::control::{self, Control, Sources, Watcher};
+use crate::dataplane::{Dataplane, Threads, transport};
+use crate::logging;
+use crate::uapi::server;
+use crate::uapi::socket::ConfigurationSocket;
+
+/// Tells the daemon's process where to say that it is ready.
+const READY_FD: &str = "ADIT_READY_FD";
+
+/// What the command line says about the tunnel.
+#[derive(Debug)]
+pub struct Options {
+    /// Name of the TUN device.
+    pub interface: String,
+    /// Do not leave a daemon behind.
+    pub foreground: bool,
+    /// TSO, USO and GRO with the TUN device.
+    pub tun_offload: bool,
+    /// UDP_SEGMENT.
+    pub gso: bool,
+    /// UDP_GRO.
+    pub gro: bool,
+}
+
+/// Runs the tunnel, here or in a daemon.
+///
+/// # Errors
+/// When the device, its sockets or its threads cannot be made; the message names which and why.
+pub fn run(options: &Options) -> Result<()> {
+    let level = log_level()?;
+    if options.foreground || env::var_os(READY_FD).is_some() {
+        logging::start(level);
+        serve(options).with_context(|| options.interface.clone())
+    } else {
+        daemonise(&options.interface)
+    }
+}
+
+fn log_level() -> Result<LevelFilter> {
+    match env::var("LOG_LEVEL") {
+        Ok(text) => logging::parse_level(&text).with_context(|| {
+            format!("LOG_LEVEL={text}: expected silent, error, warn, info, debug, verbose or trace")
+        }),
+        Err(VarError::NotPresent) => Ok(LevelFilter::WARN),
+        Err(error) => Err(error).context("LOG_LEVEL"),
+    }
+}
+
+/// Starts this program again in a session of its own, and waits until it is ready or has failed;
+/// why it failed it says itself.
+fn daemonise(interface: &str) -> Result<()> {
+    let program = env::current_exe().context("cannot find the program to start as a daemon")?;
+    let (mut ready, ready_in_child) = std::io::pipe().context("cannot make a pipe")?;
+    let mut command = Command::new(program);
+    command
+        .args(env::args_os().skip(1))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    let number = process::pass_to_child(&mut command, &OwnedFd::from(ready_in_child))
+        .context("cannot pass a descriptor to the daemon")?;
+    command.env(READY_FD, number.to_string());
+    process::start_in_new_session(&mut command);
+    let mut child = command.spawn().context("cannot start the daemon")?;
+    // Closes our copy of the pipe's end, or the daemon's failure would never end the read.
+    drop(command);
+    if wait_until_ready(&mut ready) {
+        return Ok(());
+    }
+    let status = child.wait().context("cannot wait for the daemon")?;
+    if let Some(code) = status.code().filter(|&code| code != 0) {
+        // The daemon has said why.
+        std::process::exit(code);
+    }
+    bail!("{interface}: the daemon ended before it was ready: {status}");
+}
+
+fn wait_until_ready(ready: &mut PipeReader) -> bool {
+    let mut byte = [0];
+    ready.read_exact(&mut byte).is_ok()
+}
+
+/// Makes the device and runs it until it ends.
+fn serve(options: &Options) -> Result<()> {
+    let ready = ready_pipe()?;
+    let tun_options = TunOptions {
+        offload: options.tun_offload,
+        ..TunOptions::default()
+    };
+    let tun = match number_from_environment("WG_TUN_FD")? {
+        Some(fd) => Tun::from_fd(fd, &tun_options).context("WG_TUN_FD")?,
+        None => Tun::create(&options.interface, &tun_options)?,
+    };
+    let interface = tun.name().to_owned();
+    let socket = match number_from_environment("WG_UAPI_FD")? {
+        Some(fd) => ConfigurationSocket::inherited(fd, &interface),
+        None => ConfigurationSocket::create(&interface)?,
+    };
+    let sources = Sources {
+        link: LinkMonitor::new(&tun).context("cannot watch the device")?,
+        routes: RouteMonitor::new().context("cannot watch routes")?,
+        socket: FileWatch::new(socket.path())
+            .with_context(|| format!("cannot watch {}", socket.path().display()))?,
+    };
+    let mtu = tun.mtu().context("cannot read the device's MTU")?;
+
+    let mut device = Device::new(Box::new(UnwrapErr(SysRng)));
+    let (shared, queues) = Dataplane::new(tun, mtu, device.sessions(), device.routes())
+        .context("cannot set up the data plane")?;
+    let udp_options = UdpOptions {
+        gso: options.gso,
+        gro: options.gro,
+        ..UdpOptions::default()
+    };
+    let control = Rc::new(RefCell::new(Control::new(
+        device,
+        Arc::clone(&shared),
+        udp_options,
+    )));
+    let threads = Threads::start(&shared)?;
+    tracing::info!(
+        interface,
+        aead = transport::backend().name(),
+        offloads = ?shared.tun.offloads(),
+        "tunnel device ready"
+    );
+
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    let ending = LocalSet::new().block_on(&runtime, async {
+        let (watcher, happenings) = Watcher::start(Arc::clone(&shared), sources)?;
+        let listener = tokio::net::UnixListener::from_std(socket.listener()?)?;
+        tokio::task::spawn_local(server::serve(listener, Rc::clone(&control)));
+        if let Some(ready) = ready {
+            report_ready(ready)?;
+        }
+        let ending = control::run(&control, queues, happenings).await;
+        drop(watcher);
+        ending
+    })?;
+    tracing::info!(interface, reason = %ending, "tunnel device ends");
+    drop(threads);
+    Ok(())
+}
+
+fn ready_pipe() -> Result<Option<PipeWriter>> {
+    Ok(number_from_environment(READY_FD)?.map(PipeWriter::from))
+}
+
+fn report_ready(mut ready: PipeWriter) -> Result<()> {
+    ready
+        .write_all(b"\n")
+        .context("cannot tell the parent process that the device is ready")
+}
+
+/// The open file whose number an environment variable gives.
+fn number_from_environment(variable: &str) -> Result<Option<OwnedFd>> {
+    let Ok(text) = env::var(variable) else {
+        return Ok(None);
+    };
+    let number: RawFd = text
+        .parse()
+        .with_context(|| format!("{variable}={text}: expected the number of an open file"))?;
+    process::inherited_fd(number)
+        .map(Some)
+        .with_context(|| format!("{variable}={text}: not a file that was passed on"))
+}

@@ -1,0 +1,191 @@
+//! What the data threads count. Each group is written by one thread and read by anybody.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use adit_kernel::udp::SendReport;
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `count`; nothing is touched for 0.
+    pub fn add(&self, count: u64) {
+        if count != 0 {
+            self.0.fetch_add(count, Relaxed);
+        }
+    }
+
+    /// Adds a length or number of items.
+    pub fn add_len(&self, count: usize) {
+        self.add(count as u64);
+    }
+
+    /// Overwrites the value; for numbers that are counted elsewhere.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
+    /// The value by now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($(#[$outer:meta])* $group:ident { $($(#[$doc:meta])* $name:ident,)* }) => {
+        $(#[$outer])*
+        // Aligned so that no two threads write to one cache line, nor to a prefetched pair.
+        #[derive(Debug, Default)]
+        #[repr(align(128))]
+        pub struct $group { $($(#[$doc])* pub $name: Counter,)* }
+
+        impl $group {
+            /// Name and value of each counter.
+            pub fn values(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name.get()),)*].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// From the TUN device to the network.
+    Egress {
+        /// System calls that read from the TUN device and returned a packet.
+        tun_reads,
+        /// Inner packets in what was read: a super-packet counts its segments.
+        tun_read_packets,
+        /// Messages handed to the kernel; one may carry many datagrams.
+        udp_sends,
+        /// Those of them that the kernel cuts up (UDP_SEGMENT).
+        udp_gso_sends,
+        /// Datagrams in those messages.
+        udp_sent_datagrams,
+        /// `sendmmsg` system calls.
+        udp_send_calls,
+        /// Messages sent one datagram at a time after the kernel refused to cut them up.
+        udp_gso_refused,
+        /// Times the kernel gave UDP_SEGMENT up for good (EIO).
+        udp_gso_disabled,
+        /// Times a cached source address had to be forgotten.
+        udp_sources_forgotten,
+        /// Waits for room in the socket's buffer or the device's queue.
+        udp_send_waits,
+        /// Heap allocations of this thread since its start-up was over.
+        egress_allocations,
+        /// Dropped: not IPv4 or IPv6, or lengths that contradict each other.
+        drop_egress_malformed,
+        /// Dropped: the offload header from the TUN device makes no sense.
+        drop_egress_offload,
+        /// Dropped: no peer has the destination among its allowed-ips.
+        drop_egress_no_route,
+        /// Dropped: the peer's endpoint is not known.
+        drop_egress_no_endpoint,
+        /// Dropped: the session's counter is used up.
+        drop_egress_exhausted,
+        /// Dropped: there is no UDP socket of the endpoint's family.
+        drop_egress_no_socket,
+        /// Datagrams that the kernel refused for good.
+        drop_egress_send_error,
+    }
+}
+
+counters! {
+    /// From the network to the TUN device.
+    Ingress {
+        /// Messages from the UDP sockets; one may carry many datagrams (UDP_GRO).
+        udp_receives,
+        /// Datagrams in those messages.
+        udp_received_datagrams,
+        /// `recvmmsg` system calls that returned something.
+        udp_receive_calls,
+        /// Writes to the TUN device.
+        tun_writes,
+        /// Inner packets in those writes.
+        tun_written_packets,
+        /// Handshake messages passed on to the control thread.
+        handshake_messages,
+        /// Heap allocations of this thread since its start-up was over.
+        ingress_allocations,
+        /// Dropped: datagrams of length zero.
+        drop_ingress_empty,
+        /// Dropped: longer than the receive buffer.
+        drop_ingress_truncated,
+        /// Dropped: no WireGuard message, or of a wrong length.
+        drop_ingress_malformed,
+        /// Dropped: more handshake messages than the control thread can take.
+        drop_ingress_handshake_queue,
+        /// Dropped: no session has the receiver index.
+        drop_ingress_unknown_index,
+        /// Dropped: the session is too old.
+        drop_ingress_expired,
+        /// Dropped: not sealed with the session's key.
+        drop_ingress_unauthentic,
+        /// Dropped: seen before, or too far behind.
+        drop_ingress_replayed,
+        /// Dropped: authentic, but no valid IP packet inside.
+        drop_ingress_inner_malformed,
+        /// Dropped: the inner source address is not the sending peer's.
+        drop_ingress_inner_source,
+        /// Dropped: congestion marked on a packet that cannot carry the mark (RFC 6040).
+        drop_ingress_ecn,
+        /// Dropped: the TUN device refused the packet.
+        drop_ingress_tun_write,
+    }
+}
+
+impl Egress {
+    /// Adds what one call of [`SendBatch::send`](adit_kernel::udp::SendBatch::send) reports, but
+    /// for its drops.
+    pub fn count_sends(&self, messages: usize, report: &SendReport) {
+        self.udp_sends.add_len(messages);
+        self.udp_gso_sends.add(report.gso_sends);
+        self.udp_sent_datagrams.add(report.datagrams);
+        self.udp_send_calls.add(report.syscalls);
+        self.udp_gso_refused.add(report.gso_refused);
+        self.udp_gso_disabled.add(report.gso_disabled);
+        self.udp_sources_forgotten.add(report.sources_forgotten);
+        self.udp_send_waits.add(report.waits);
+    }
+}
+
+/// All counters of one tunnel device.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Egress thread.
+    pub egress: Egress,
+    /// Ingress thread.
+    pub ingress: Ingress,
+}
+
+impl Counters {
+    /// Appends one `adit_NAME=VALUE` line each; wg(8) skips keys it does not know.
+    pub fn describe(&self, answer: &mut String) {
+        let allocations =
+            self.egress.egress_allocations.get() + self.ingress.ingress_allocations.get();
+        let _ = writeln!(answer, "adit_data_thread_allocations={allocations}");
+        for (name, value) in self.egress.values().chain(self.ingress.values()) {
+            // Writing to a String cannot fail.
+            let _ = writeln!(answer, "adit_{name}={value}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_is_described_by_name() {
+        let counters = Counters::default();
+        counters.egress.tun_reads.add(2);
+        counters.ingress.drop_ingress_ecn.add_len(3);
+        let mut text = String::new();
+        counters.describe(&mut text);
+        assert!(text.contains("adit_tun_reads=2\n"));
+        assert!(text.contains("adit_drop_ingress_ecn=3\n"));
+        assert!(text.lines().all(|line| line.starts_with("adit_")));
+    }
+}

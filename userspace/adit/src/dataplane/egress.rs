@@ -1,0 +1,234 @@
+//! TUN device → network: read, split, seal, send; run to completion.
+
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+
+use adit_kernel::alloc::allocations_on_this_thread;
+use adit_kernel::clock;
+use adit_kernel::poll::{Interest, PollFd, poll};
+use adit_packet::ecn;
+use adit_packet::split::Splitter;
+use adit_packet::virtio::VirtioNetHeader;
+use adit_protocol::{InnerPacket, Instant};
+
+use super::outbound::Outbound;
+use super::{Dataplane, Notice, PeerLink, Session};
+
+/// A super-packet with its offload header.
+const READ_BUFFER: usize = VirtioNetHeader::LEN + 65_536;
+
+/// The egress thread's state.
+#[derive(Debug)]
+pub(super) struct Egress {
+    shared: Arc<Dataplane>,
+    /// One segment on its way to a peer's queue of staged packets.
+    segment: Box<[u8]>,
+    outbound: Outbound,
+}
+
+impl Egress {
+    pub(super) fn new(shared: Arc<Dataplane>) -> Self {
+        Self {
+            shared,
+            segment: vec![0; READ_BUFFER].into_boxed_slice(),
+            outbound: Outbound::new(),
+        }
+    }
+
+    /// Works until the data plane is stopped or the device is gone.
+    pub(super) fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let mut read_buffer = vec![0; READ_BUFFER].into_boxed_slice();
+        let allocations_before = allocations_on_this_thread();
+        while !shared.is_stopping() {
+            let mut sources = [shared.tun.as_fd(), shared.wake_egress.as_fd()]
+                .map(|fd| PollFd::new(fd, Interest::Read));
+            if let Err(error) = poll(&mut sources, None) {
+                tracing::error!(%error, "cannot wait for the TUN device");
+                return shared.notify(Notice::DeviceGone);
+            }
+            let _ = shared.wake_egress.clear();
+            if self.drain(&mut read_buffer).is_err() {
+                return shared.notify(Notice::DeviceGone);
+            }
+            let allocated = allocations_on_this_thread() - allocations_before;
+            shared.counters.egress.egress_allocations.set(allocated);
+        }
+    }
+
+    /// Reads until the device has nothing more, sending whenever a batch is full.
+    fn drain(&mut self, read_buffer: &mut [u8]) -> Result<(), DeviceGone> {
+        let shared = Arc::clone(&self.shared);
+        loop {
+            let now = Instant::from_nanos(clock::boottime_ns());
+            let end = loop {
+                if self.outbound.is_full() {
+                    break Round::Full;
+                }
+                match shared.tun.read(read_buffer) {
+                    Ok(len) => {
+                        shared.counters.egress.tun_reads.add(1);
+                        self.packet(now, &read_buffer[..len]);
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                        break Round::Empty;
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(_) if !shared.tun.attached() => break Round::Gone,
+                    // The device is down (EIO); poll says when there is something again.
+                    Err(error) => {
+                        tracing::trace!(%error, "TUN read");
+                        break Round::Empty;
+                    }
+                }
+            };
+            self.flush(now);
+            match end {
+                Round::Full if shared.is_stopping() => return Ok(()),
+                Round::Full => {}
+                Round::Empty => return Ok(()),
+                Round::Gone => return Err(DeviceGone),
+            }
+        }
+    }
+
+    fn flush(&mut self, now: Instant) {
+        let shared = &self.shared;
+        let sockets = shared.sockets.load();
+        self.outbound
+            .flush(now, sockets.as_deref(), &shared.counters.egress, |link| {
+                shared.notify(Notice::Attend(link.id()));
+            });
+    }
+
+    /// Puts what one read returned into the batch, or into the queue of a peer that has no
+    /// session yet.
+    fn packet(&mut self, now: Instant, read: &[u8]) {
+        let shared = Arc::clone(&self.shared);
+        let counters = &shared.counters.egress;
+        let (header, packet) = if shared.tun.has_vnet_header() {
+            let Some((header, packet)) = read.split_first_chunk() else {
+                return counters.drop_egress_malformed.add(1);
+            };
+            (VirtioNetHeader::decode(header), packet)
+        } else {
+            (VirtioNetHeader::default(), read)
+        };
+        let Ok(inner) = InnerPacket::parse(packet) else {
+            return counters.drop_egress_malformed.add(1);
+        };
+        let routes = shared.routes.load();
+        let Some(link) = routes.lookup(inner.destination).map(Arc::clone) else {
+            return counters.drop_egress_no_route.add(1);
+        };
+        drop(routes);
+        let ecn = ecn::encapsulate(packet);
+        match Splitter::new(header, packet) {
+            Ok(splitter) => {
+                counters.tun_read_packets.add_len(splitter.remaining());
+                self.segments(now, &link, splitter, ecn);
+            }
+            Err(error) => {
+                tracing::trace!(%error, "TUN packet");
+                counters.drop_egress_offload.add(1);
+            }
+        }
+    }
+
+    fn segments(
+        &mut self,
+        now: Instant,
+        link: &Arc<PeerLink>,
+        mut segments: Splitter<'_>,
+        ecn: u8,
+    ) {
+        let session = link
+            .current()
+            .as_ref()
+            .filter(|session| session.can_send(now))
+            .map(Arc::clone);
+        let Some(session) = session else {
+            let mut attend = false;
+            while let Some(len) = segments.write_next(&mut self.segment) {
+                attend |= link.stage(&self.segment[..len]);
+            }
+            if attend {
+                self.shared.notify(Notice::Attend(link.id()));
+            }
+            return;
+        };
+        if link.has_staged() {
+            self.staged(now, link, &session);
+        }
+        let mtu = self.shared.mtu();
+        while let Some(len) = segments.next_len() {
+            let pushed = self.outbound.push(&session, len, mtu, ecn, |slot| {
+                segments.write_next(slot);
+            });
+            if !pushed {
+                if self.outbound.is_empty() {
+                    // Longer than any datagram can be.
+                    self.shared.counters.egress.drop_egress_malformed.add(1);
+                    return;
+                }
+                self.flush(now);
+            }
+        }
+    }
+
+    /// Sends the packets that waited for a session. The lock is held until they are sent, so that
+    /// the control thread, doing the same, cannot let newer packets overtake older ones.
+    fn staged(&mut self, now: Instant, link: &PeerLink, session: &Arc<Session>) {
+        let shared = Arc::clone(&self.shared);
+        let sockets = shared.sockets.load();
+        send_staged(
+            &mut self.outbound,
+            link,
+            session,
+            &shared,
+            sockets.as_deref(),
+            now,
+        );
+    }
+}
+
+/// Seals and sends the packets staged for a peer.
+pub(crate) fn send_staged(
+    outbound: &mut Outbound,
+    link: &PeerLink,
+    session: &Arc<Session>,
+    shared: &Dataplane,
+    sockets: Option<&adit_kernel::udp::UdpSockets>,
+    now: Instant,
+) {
+    let mtu = shared.mtu();
+    let flush = |outbound: &mut Outbound| {
+        outbound.flush(now, sockets, &shared.counters.egress, |link| {
+            shared.notify(Notice::Attend(link.id()));
+        });
+    };
+    let mut staged = link.staged();
+    while let Some(packet) = staged.pop_front() {
+        let ecn = ecn::encapsulate(&packet);
+        for _ in 0..2 {
+            let pushed = outbound.push(session, packet.len(), mtu, ecn, |slot| {
+                slot.copy_from_slice(&packet);
+            });
+            if pushed {
+                break;
+            }
+            flush(outbound);
+        }
+    }
+    flush(outbound);
+}
+
+enum Round {
+    Full,
+    Empty,
+    Gone,
+}
+
+/// The TUN device was deleted.
+#[derive(Debug)]
+struct DeviceGone;

@@ -1,0 +1,229 @@
+//! The threads that move packets, and what they share with the control thread.
+//!
+//! ```text
+//!            egress thread                                   control thread
+//!   TUN ──► read ─► split ─► seal ─► sendmmsg ──► network      handshakes, timers,
+//!            (super-packet)        (UDP_SEGMENT)               configuration
+//!                                                                ▲        │
+//!            ingress thread                              notices │        │ snapshots
+//!   TUN ◄── writev ◄─ coalesce ◄─ open ◄─ recvmmsg ◄── network   │        ▼
+//!            (super-packet)              (UDP_GRO)             the data threads
+//! ```
+//! The data threads never wait for the control thread: they read snapshots (routes, sessions,
+//! sockets) that it swaps, and leave notices that it finds.
+
+pub mod counters;
+mod egress;
+mod ingress;
+pub mod outbound;
+pub mod transport;
+mod tun_writer;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::{self, JoinHandle};
+
+use adit_kernel::event::EventFd;
+use adit_kernel::tun::Tun;
+use adit_kernel::udp::UdpSockets;
+use adit_packet::coalesce::Offloads;
+use adit_protocol::{Endpoint, PeerId};
+use anyhow::Context as _;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use arrayvec::ArrayVec;
+use tokio::sync::mpsc;
+
+pub(crate) use egress::send_staged;
+
+use self::counters::Counters;
+use self::transport::TransportKey;
+
+/// A session whose keys are of the batch AEAD.
+pub type Session = adit_protocol::Session<TransportKey>;
+/// A peer as the data threads see it.
+pub type PeerLink = adit_protocol::PeerLink<TransportKey>;
+/// Allowed-ips of all peers.
+pub type Routes = adit_protocol::Routes<TransportKey>;
+/// Sessions by receiver index.
+pub type SessionTable = adit_protocol::SessionTable<TransportKey>;
+
+/// Handshake messages that may wait for the control thread, as many as the kernel module lets
+/// wait (`MAX_QUEUED_INCOMING_HANDSHAKES`, drivers/net/wireguard/messages.h).
+pub const HANDSHAKE_QUEUE: usize = 4096;
+/// Bytes of the longest handshake message, the initiation.
+const HANDSHAKE_LEN: usize = 148;
+
+/// A handshake message or cookie reply, and where it came from.
+#[derive(Debug)]
+pub struct HandshakeMessage {
+    /// The sender.
+    pub from: Endpoint,
+    /// The datagram.
+    pub datagram: ArrayVec<u8, HANDSHAKE_LEN>,
+}
+
+impl HandshakeMessage {
+    /// `None` if the datagram is longer than any such message.
+    fn new(from: Endpoint, datagram: &[u8]) -> Option<Self> {
+        Some(Self {
+            from,
+            datagram: datagram.try_into().ok()?,
+        })
+    }
+}
+
+/// What a data thread tells the control thread.
+#[derive(Debug)]
+pub enum Notice {
+    /// A peer needs a handshake, or its timers need to be set.
+    Attend(PeerId),
+    /// The TUN device does not exist any more.
+    DeviceGone,
+}
+
+/// The control thread's end of the queues.
+#[derive(Debug)]
+pub struct Queues {
+    /// Rare events; at most one per peer and need.
+    pub notices: mpsc::UnboundedReceiver<Notice>,
+    /// Handshake messages; bounded by [`HANDSHAKE_QUEUE`].
+    pub handshakes: mpsc::Receiver<HandshakeMessage>,
+}
+
+/// What the data threads and the control thread share.
+#[derive(Debug)]
+pub struct Dataplane {
+    /// The TUN device.
+    pub tun: Tun,
+    /// What the data threads count.
+    pub counters: Counters,
+    /// The UDP sockets; none while the interface is down.
+    pub sockets: ArcSwapOption<UdpSockets>,
+    /// Allowed-ips.
+    pub routes: ArcSwap<Routes>,
+    sessions: Arc<SessionTable>,
+    mtu: AtomicU32,
+    notices: mpsc::UnboundedSender<Notice>,
+    handshakes: mpsc::Sender<HandshakeMessage>,
+    wake_egress: EventFd,
+    wake_ingress: EventFd,
+    stopping: AtomicBool,
+}
+
+impl Dataplane {
+    /// Shared state for a device whose threads are not running yet.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn new(
+        tun: Tun,
+        mtu: u32,
+        sessions: Arc<SessionTable>,
+        routes: Arc<Routes>,
+    ) -> io::Result<(Arc<Self>, Queues)> {
+        let (notices, notices_out) = mpsc::unbounded_channel();
+        let (handshakes, handshakes_out) = mpsc::channel(HANDSHAKE_QUEUE);
+        let shared = Self {
+            tun,
+            counters: Counters::default(),
+            sockets: ArcSwapOption::empty(),
+            routes: ArcSwap::new(routes),
+            sessions,
+            mtu: AtomicU32::new(mtu),
+            notices,
+            handshakes,
+            wake_egress: EventFd::new()?,
+            wake_ingress: EventFd::new()?,
+            stopping: AtomicBool::new(false),
+        };
+        let queues = Queues {
+            notices: notices_out,
+            handshakes: handshakes_out,
+        };
+        Ok((Arc::new(shared), queues))
+    }
+
+    /// Bytes; inner packets are not padded beyond it.
+    pub fn mtu(&self) -> usize {
+        self.mtu.load(Ordering::Relaxed) as usize
+    }
+
+    /// Follows the TUN device's MTU.
+    pub fn set_mtu(&self, mtu: u32) {
+        self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    /// Puts other sockets in the place of the current ones.
+    pub fn replace_sockets(&self, sockets: Option<Arc<UdpSockets>>) {
+        self.sockets.store(sockets);
+        self.wake_ingress.signal();
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    fn notify(&self, notice: Notice) {
+        // Fails only when the control thread has ended, and the process with it.
+        let _ = self.notices.send(notice);
+    }
+
+    /// `false` if the control thread has more to do than it can.
+    fn queue_handshake(&self, message: HandshakeMessage) -> bool {
+        self.handshakes.try_send(message).is_ok()
+    }
+}
+
+/// The running data threads; dropping them stops them.
+#[derive(Debug)]
+pub struct Threads {
+    shared: Arc<Dataplane>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    /// Starts the data threads.
+    ///
+    /// # Errors
+    /// When the system gives no more threads.
+    pub fn start(shared: &Arc<Dataplane>) -> anyhow::Result<Self> {
+        let granted = shared.tun.offloads();
+        let offloads = Offloads {
+            tcp4: granted.tso4,
+            tcp6: granted.tso6,
+            udp4: granted.uso4,
+            udp6: granted.uso6,
+        };
+        let egress = egress::Egress::new(Arc::clone(shared));
+        let ingress = ingress::Ingress::new(Arc::clone(shared), offloads);
+        let mut started = Self {
+            shared: Arc::clone(shared),
+            threads: Vec::new(),
+        };
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(work)
+                .with_context(|| format!("cannot start the {name} thread"))
+        };
+        started
+            .threads
+            .push(spawn("egress", Box::new(|| egress.run()))?);
+        started
+            .threads
+            .push(spawn("ingress", Box::new(|| ingress.run()))?);
+        Ok(started)
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.wake_egress.signal();
+        self.shared.wake_ingress.signal();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}

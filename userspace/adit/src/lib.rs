@@ -1,0 +1,15 @@
+//! What a person runs: the tunnel daemon and its command line.
+//!
+//! - [`dataplane`]: the threads that move packets between the TUN device and the UDP sockets.
+//! - [`control`]: one thread for everything else: handshakes, timers, configuration, device events.
+//! - [`uapi`]: the configuration protocol that `wg(8)` speaks.
+//! - [`cli`]: the command line; [`daemon`] starts a tunnel as `wireguard-go` does.
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod control;
+pub mod daemon;
+pub mod dataplane;
+pub mod keys;
+pub mod logging;
+pub mod uapi;
