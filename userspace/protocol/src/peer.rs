@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::{ArcSwapOption, Guard};
 
 use crate::key::PublicKey;
-use crate::session::{Role, Session};
+use crate::session::Session;
 use crate::time::Instant;
 use crate::timers::Activity;
 
@@ -418,29 +418,39 @@ impl<K> PeerLink<K> {
         fence(Ordering::SeqCst);
     }
 
-    /// Puts a new session in its place (kernel, `noise.c` `add_new_keypair`).
-    pub(crate) fn install(&self, session: &Arc<Session<K>>) {
+    /// Puts a session we made as responder in its place. Nothing may be sent on it before the
+    /// initiator has used it (kernel, `noise.c` `add_new_keypair`).
+    pub(crate) fn install_next(&self, session: &Arc<Session<K>>) {
         let mut keypairs = self.keypairs();
-        match session.role() {
-            // The response was the peer's confirmation. A `next` that was never used is kept as
-            // `previous`: when both sides start at once, the other may send on it.
-            Role::Initiator => {
-                keypairs.previous = match keypairs.next.take() {
-                    Some(next) => {
-                        next.confirm();
-                        Some(next)
-                    }
-                    None => keypairs.current.take(),
-                };
-                keypairs.current = Some(Arc::clone(session));
-                self.current.store(keypairs.current.clone());
-            }
-            // Nothing may be sent before the initiator has used it.
-            Role::Responder => {
-                keypairs.next = Some(Arc::clone(session));
-                keypairs.previous = None;
-            }
+        keypairs.next = Some(Arc::clone(session));
+        keypairs.previous = None;
+    }
+
+    /// Puts a session we initiated in its place: the response was the peer's confirmation.
+    ///
+    /// If `next` was made after we sent our initiation at `started`, both sides started at once, and
+    /// both sessions are good. Each side may already send on the one it initiated, so both are kept
+    /// for receiving; then the side with the lesser public key moves over to the other's session,
+    /// by the ordinary promotion. Otherwise both would go on as initiators, and rekey at once for
+    /// ever.
+    pub(crate) fn install_current(
+        &self,
+        session: &Arc<Session<K>>,
+        started: Instant,
+        our_key: &PublicKey,
+    ) {
+        let mut keypairs = self.keypairs();
+        keypairs.next = keypairs
+            .next
+            .take()
+            .filter(|next| next.created() >= started);
+        if let Some(rival) = &keypairs.next
+            && *our_key > self.public_key
+        {
+            rival.confirm();
         }
+        keypairs.previous = keypairs.current.replace(Arc::clone(session));
+        self.current.store(keypairs.current.clone());
     }
 
     /// Lets go of all sessions.

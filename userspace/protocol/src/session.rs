@@ -36,6 +36,7 @@ pub struct Session<K> {
     role: Role,
     sending: K,
     receiving: K,
+    created: Instant,
     rekey_at: Instant,
     refresh_at: Instant,
     reject_at: Instant,
@@ -74,6 +75,7 @@ impl<K: TransportKey> Session<K> {
             role,
             sending: K::new(&keys.sending.0),
             receiving: K::new(&keys.receiving.0),
+            created: now,
             rekey_at: initiator_only(now + limits.rekey_after_time),
             refresh_at: initiator_only(now + limits.refresh_after_time()),
             reject_at: now + limits.reject_after_time,
@@ -160,6 +162,12 @@ impl<K> Session<K> {
     #[inline]
     pub fn replay(&self) -> MutexGuard<'_, ReplayWindow> {
         self.replay.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When the handshake derived the keys.
+    #[must_use]
+    pub fn created(&self) -> Instant {
+        self.created
     }
 
     /// How many messages have been sent, keepalives included.

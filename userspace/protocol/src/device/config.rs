@@ -132,6 +132,7 @@ impl<K: TransportKey> Device<K> {
             preshared_key: None,
             static_static: None,
             initiation: None,
+            initiated_at: Instant::default(),
             latest_timestamp: Tai64n::default(),
             last_initiation_received: None,
             sent_timestamp: Tai64n::default(),

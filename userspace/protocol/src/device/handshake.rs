@@ -99,6 +99,7 @@ impl<K: TransportKey> Core<K> {
             return self.log(Event::UnusablePeerKey { peer: id });
         };
         peer.initiation = Some(Box::new(initiation));
+        peer.initiated_at = now.instant;
         peer.sent_timestamp = timestamp;
         peer.timers.attempts += 1;
         peer.timers.deferred_at = None;
@@ -282,7 +283,7 @@ impl<K: TransportKey> Device<K> {
         };
         let indices = (local_index, remote_index);
         let session = core.new_session(now, peer, Role::Responder, indices, &keys);
-        peer.link.install(&session);
+        peer.link.install_next(&session);
         core.send_handshake_message(now, peer, from, &mut message);
         core.log(Event::InitiationReceived { peer: id });
         core.sweep_sessions(peer);
@@ -342,7 +343,11 @@ impl<K: TransportKey> Device<K> {
         if !peer.session_indices.contains(&session.receiver_index()) {
             return;
         }
-        peer.link.install(session);
+        let Some((identity, _)) = &self.core.identity else {
+            return;
+        };
+        peer.link
+            .install_current(session, peer.initiated_at, &identity.public);
         self.core.complete_handshake(now, peer);
         // The responder sends nothing before it has heard from us on the new session.
         self.core.send_keepalive(now, peer);

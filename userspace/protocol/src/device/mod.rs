@@ -95,6 +95,8 @@ struct Peer<K> {
     static_static: Option<Box<Secret>>,
     /// Our handshake in flight.
     initiation: Option<Box<Initiator>>,
+    /// When it was sent.
+    initiated_at: Instant,
     /// Greatest timestamp the peer has shown.
     latest_timestamp: Tai64n,
     last_initiation_received: Option<Instant>,
