@@ -78,7 +78,7 @@ pub(crate) fn kdf<const N: usize>(key: &Secret, input: &[u8]) -> [Secret; N] {
 /// Encrypts `out[..out.len() - 16]` in place with counter 0 and writes the tag behind it.
 pub(crate) fn seal(key: &Secret, aad: &[u8], out: &mut [u8]) {
     let (text, tag) = out.split_at_mut(out.len() - TAG_LEN);
-    let computed = ChaCha20Poly1305::new(&key.0.into())
+    let computed = ChaCha20Poly1305::new((&key.0).into())
         .encrypt_inout_detached(&[0; 12].into(), aad, text.into())
         .expect("handshake fields are far below the AEAD's limit");
     tag.copy_from_slice(&computed);
@@ -89,7 +89,7 @@ pub(crate) fn seal(key: &Secret, aad: &[u8], out: &mut [u8]) {
 pub(crate) fn open<const N: usize>(key: &Secret, aad: &[u8], sealed: &[u8]) -> Option<[u8; N]> {
     let (text, tag) = sealed.split_last_chunk::<TAG_LEN>()?;
     let mut plain: [u8; N] = text.try_into().ok()?;
-    ChaCha20Poly1305::new(&key.0.into())
+    ChaCha20Poly1305::new((&key.0).into())
         .decrypt_inout_detached(
             &[0; 12].into(),
             aad,
@@ -105,7 +105,7 @@ pub(crate) fn xseal(key: &[u8; 32], nonce: &[u8; 24], aad: &[u8], cookie: [u8; 1
     let mut out = [0; 32];
     let (text, tag) = out.split_at_mut(16);
     text.copy_from_slice(&cookie);
-    let computed = XChaCha20Poly1305::new(&(*key).into())
+    let computed = XChaCha20Poly1305::new(key.into())
         .encrypt_inout_detached(&(*nonce).into(), aad, text.into())
         .expect("16 bytes are far below the AEAD's limit");
     tag.copy_from_slice(&computed);
@@ -121,7 +121,7 @@ pub(crate) fn xopen(
 ) -> Option<[u8; 16]> {
     let (text, tag) = sealed.split_last_chunk::<TAG_LEN>()?;
     let mut cookie: [u8; 16] = text.try_into().ok()?;
-    XChaCha20Poly1305::new(&(*key).into())
+    XChaCha20Poly1305::new(key.into())
         .decrypt_inout_detached(
             &(*nonce).into(),
             aad,

@@ -463,17 +463,6 @@ impl<K> PeerLink<K> {
         self.handshake_confirmed.store(false, Ordering::SeqCst);
     }
 
-    /// Ends sending on all sessions, for a changed private key. They still receive.
-    pub(crate) fn retire_sessions(&self) {
-        let keypairs = self.keypairs();
-        for session in [&keypairs.previous, &keypairs.current, &keypairs.next]
-            .into_iter()
-            .flatten()
-        {
-            session.retire();
-        }
-    }
-
     /// Whether the session with this index is one of the three.
     pub(crate) fn holds_session(&self, receiver_index: u32) -> bool {
         let keypairs = self.keypairs();
@@ -481,6 +470,16 @@ impl<K> PeerLink<K> {
             .into_iter()
             .flatten()
             .any(|session| session.receiver_index() == receiver_index)
+    }
+
+    /// Control itself sent a keepalive: as [`Self::sent`], but nobody needs to be woken.
+    pub(crate) fn keepalive_sent(&self, now: Instant, session: &Session<K>, bytes: usize) {
+        self.add_tx_bytes(bytes);
+        // Not data, so it arms nothing.
+        let _ = self.activity.sent(now, false);
+        if session.wants_rekey(now) {
+            self.rekey_wanted.store(true, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn add_tx_bytes(&self, bytes: usize) {

@@ -38,7 +38,7 @@ fn nonce(counter: u64) -> chacha20poly1305::Nonce {
 
 impl TransportKey for PortableKey {
     fn new(key: &[u8; 32]) -> Self {
-        Self(ChaCha20Poly1305::new(&(*key).into()))
+        Self(ChaCha20Poly1305::new(key.into()))
     }
 
     /// # Panics

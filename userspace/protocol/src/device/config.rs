@@ -88,7 +88,11 @@ impl<K: TransportKey> Device<K> {
             peer.timers.retry_at = None;
             peer.timers.deferred_at = None;
             peer.last_handshake_sent = None;
-            peer.link.retire_sessions();
+            for &index in &peer.session_indices {
+                if let Some(session) = self.core.sessions.get(index) {
+                    session.retire();
+                }
+            }
             self.core.schedule(peer);
             if peer.link.has_staged() {
                 self.core.look_soon(peer);

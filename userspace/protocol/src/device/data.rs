@@ -45,11 +45,12 @@ impl<K: TransportKey> Device<K> {
         let link = routes.lookup(inner.destination).ok_or(SendError::NoRoute)?;
         let to = link.endpoint().ok_or(SendError::NoEndpoint)?;
         let current = link.current();
-        let session = current
+        let sendable = current
             .as_ref()
-            .filter(|session| session.can_send(now.instant) && !link.has_staged());
-        let needed = match session {
-            Some(session) => self.core.seal_to(now, link, session, to, packet),
+            .filter(|session| session.can_send(now.instant) && !link.has_staged())
+            .and_then(|session| Some((session, session.reserve(1)?)));
+        let needed = match sendable {
+            Some((session, counter)) => self.core.seal_to(now, link, session, to, counter, packet),
             None => link.stage(packet),
         };
         if needed {
@@ -64,20 +65,28 @@ impl<K: TransportKey> Device<K> {
         let Some(link) = self.link(peer) else {
             return;
         };
+        let Some(to) = link.endpoint() else {
+            return;
+        };
+        let current = link.current();
         let mut needed = false;
-        {
-            let (current, Some(to)) = (link.current(), link.endpoint()) else {
-                return;
-            };
-            let mut staged = link.staged();
-            while let Some(session) = current
+        let mut staged = link.staged();
+        while !staged.is_empty() {
+            let session = current
                 .as_ref()
-                .filter(|session| session.can_send(now.instant))
-                && let Some(packet) = staged.pop_front()
-            {
-                needed |= self.core.seal_to(now, &link, session, to, &packet);
+                .filter(|session| session.can_send(now.instant));
+            // A counter first: a packet once taken out must go.
+            let Some((session, counter)) =
+                session.and_then(|session| Some((session, session.reserve(1)?)))
+            else {
+                needed = true;
+                break;
+            };
+            if let Some(packet) = staged.pop_front() {
+                needed |= self.core.seal_to(now, &link, session, to, counter, &packet);
             }
         }
+        drop(staged);
         if needed {
             self.look_at(now, peer);
         }
@@ -140,18 +149,16 @@ impl<K: TransportKey> Device<K> {
 }
 
 impl<K: TransportKey> Core<K> {
-    /// Seals one packet and sends it. True when the peer needs a look.
+    /// Seals one packet with a reserved counter and sends it. True when the peer needs a look.
     fn seal_to(
         &mut self,
         now: Now,
         link: &PeerLink<K>,
         session: &Session<K>,
         to: Endpoint,
+        counter: u64,
         packet: &[u8],
     ) -> bool {
-        let Some(counter) = session.reserve(1) else {
-            return link.stage(packet);
-        };
         let padded = padded_len(packet.len(), self.mtu);
         let mut payload = vec![0; DATA_OVERHEAD + padded];
         let (head, body) = payload.split_at_mut(DATA_HEADER_LEN);

@@ -147,13 +147,8 @@ impl<K: TransportKey> Core<K> {
         let (head, body) = payload.split_at_mut(crate::message::DATA_HEADER_LEN);
         head.copy_from_slice(&header.to_bytes());
         session.sending_key().seal_in_place(counter, body);
-        if peer
-            .link
-            .sent(now.instant, session, 0, payload.len() as u64)
-        {
-            // We are looking already; the wish, if any, is served by our caller or next time.
-            peer.link.answer_call();
-        }
+        peer.link
+            .keepalive_sent(now.instant, session, payload.len());
         let peer = peer.link.id();
         self.emit(Output::Transmit {
             to,

@@ -124,6 +124,9 @@ fn both_sides_starting_at_once_need_no_retry() {
         assert_eq!(node.received.len(), 11);
         assert_eq!(node.sent_of(MessageType::Initiation).len(), 1);
     }
+    // They agree on one session, so that one of them renews it.
+    let info = |node: usize| net.nodes[node].device.peers().next().unwrap();
+    assert_ne!(info(0).session, info(1).session);
 }
 
 #[test]

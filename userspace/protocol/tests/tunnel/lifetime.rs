@@ -51,7 +51,13 @@ fn talk(net: &mut Net, pairs: &[(usize, usize)], duration: std::time::Duration) 
 
 #[test]
 fn an_hour_in_fair_weather_loses_nothing() {
-    let mut net = Net::pair(1);
+    for seed in [1, 11, 12] {
+        fair_weather(seed);
+    }
+}
+
+fn fair_weather(seed: u64) {
+    let mut net = Net::pair(seed);
     let sent = talk(&mut net, &[(0, 1), (1, 0)], secs(3600));
     net.run(secs(10));
     for (node, sent) in net.nodes.iter().zip(sent) {
