@@ -200,7 +200,10 @@ impl<'a, T: Transmitter> Run<'_, 'a, T> {
                     return;
                 }
                 let left = message.data.len() - offset;
-                let length = left.min(whole.map_or(step, |segments| segments * step));
+                let mut length = left.min(whole.map_or(step, |segments| segments * step));
+                if length.is_multiple_of(step) && !self.transmitter.equal_tail() {
+                    length = length.min(step);
+                }
                 let segment_size = whole
                     .filter(|_| length > step)
                     .and_then(|_| u16::try_from(step).ok());

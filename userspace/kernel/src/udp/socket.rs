@@ -27,6 +27,7 @@ pub struct UdpSocket {
     gro: bool,
     /// Cleared for good when the kernel cannot segment on the way out.
     gso: AtomicBool,
+    equal_tail: bool,
 }
 
 impl UdpSocket {
@@ -87,6 +88,7 @@ impl UdpSocket {
             port,
             gro,
             gso: AtomicBool::new(gso),
+            equal_tail: !corrupts_equal_tails(&kernel_release()),
         })
     }
 
@@ -113,6 +115,13 @@ impl UdpSocket {
     #[must_use]
     pub fn gso(&self) -> bool {
         self.gso.load(Ordering::Relaxed)
+    }
+
+    /// False on kernels that corrupt segmented messages whose last datagram is as long as the
+    /// others (Linux 7.0 to 7.1.4, depending on the device): those are sent one by one.
+    #[must_use]
+    pub fn equal_tail(&self) -> bool {
+        self.equal_tail
     }
 
     /// Gives up GSO for as long as the socket lives.
@@ -163,6 +172,23 @@ fn set_buffer(fd: &OwnedFd, force: i32, plain: i32, size: usize) {
         .or_else(|_| socket::set_option(fd.as_fd(), libc::SOL_SOCKET, plain, size));
 }
 
+/// As `uname -r` prints it; empty without `/proc`.
+fn kernel_release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()
+}
+
+/// Linux b10b446 (7.0-rc1) broke them; 78effd8 and 5f17ae0 mended them, in 7.1.5 at the latest.
+/// See tailscale/tailscale#19777 and #19918. It shows on some devices only, so there is no telling
+/// by trying.
+fn corrupts_equal_tails(release: &str) -> bool {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|part| part.parse().ok());
+    let mut next = || numbers.next().flatten().unwrap_or(0_u32);
+    let version = (next(), next(), next());
+    ((7, 0, 0)..(7, 1, 5)).contains(&version)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,6 +203,17 @@ mod tests {
         let v6 = UdpSocket::bind(Family::V6, 0, &options).unwrap();
         let mode = socket::option(v6.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER).unwrap();
         assert_eq!(mode, libc::IPV6_PMTUDISC_WANT);
+    }
+
+    #[test]
+    fn kernels_that_corrupt_equal_tails_are_known() {
+        for release in ["7.0.0", "7.0.2-6-pve", "7.0-rc3", "7.1.4", "7.1.0+"] {
+            assert!(corrupts_equal_tails(release), "{release}");
+        }
+        for release in ["6.18.44-fc", "7.1.5", "7.2.0", "8.0.1", "70.0.1", ""] {
+            assert!(!corrupts_equal_tails(release), "{release}");
+        }
+        assert!(!kernel_release().is_empty());
     }
 
     #[test]

@@ -48,6 +48,10 @@ pub(super) trait Transmitter {
     fn family(&self) -> Family;
     /// Whether it cuts up messages.
     fn gso(&self) -> bool;
+    /// Whether it cuts up correctly what leaves no shorter rest.
+    fn equal_tail(&self) -> bool {
+        true
+    }
     /// Never ask it to again.
     fn disable_gso(&mut self);
     /// Waits, at most for `limit`.
@@ -152,6 +156,10 @@ impl Transmitter for Kernel<'_> {
 
     fn gso(&self) -> bool {
         self.socket.gso()
+    }
+
+    fn equal_tail(&self) -> bool {
+        self.socket.equal_tail()
     }
 
     fn disable_gso(&mut self) {

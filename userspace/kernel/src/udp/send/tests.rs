@@ -19,6 +19,8 @@ struct FakeKernel {
     route_limits: HashMap<SocketAddr, (usize, i32)>,
     /// No checksum offload: segmented sends give `EIO`.
     no_checksum_offload: bool,
+    /// False for a kernel that corrupts messages without a shorter rest.
+    equal_tail: bool,
     /// Errors of the next attempts to send a message, in order; 0 is success.
     script: Vec<i32>,
     /// Messages a call takes at most, by call.
@@ -40,6 +42,7 @@ impl FakeKernel {
             unreachable: HashSet::new(),
             route_limits: HashMap::new(),
             no_checksum_offload: false,
+            equal_tail: true,
             script: Vec::new(),
             appetite: Vec::new(),
             calls: 0,
@@ -72,7 +75,9 @@ impl FakeKernel {
         if let Some(size) = entry.segment_size {
             let size = usize::from(size);
             assert!(self.gso, "GSO after it was switched off");
+            let whole = entry.data.len().is_multiple_of(size);
             assert!(size > 0 && size < entry.data.len(), "nothing to cut up");
+            assert!(self.equal_tail || !whole, "equal tail");
             assert!(entry.data.len().div_ceil(size) <= 64, "too many segments");
             let largest = if entry.to.is_ipv4() { 65_507 } else { 65_487 };
             assert!(entry.data.len() <= largest, "too large for a datagram");
@@ -139,6 +144,10 @@ impl Transmitter for FakeKernel {
 
     fn gso(&self) -> bool {
         self.gso
+    }
+
+    fn equal_tail(&self) -> bool {
+        self.equal_tail
     }
 
     fn disable_gso(&mut self) {
@@ -367,6 +376,22 @@ fn a_refusal_in_the_middle_of_a_split_message_keeps_what_was_sent() {
     let report = send(&mut kernel, &mut messages);
     assert_all_sent(&kernel, &messages);
     assert_eq!((report.gso_sends, report.gso_refused), (1, 1));
+}
+
+/// Linux 7.0 to 7.1.4 corrupt messages of equal datagrams.
+#[test]
+fn equal_datagrams_go_one_by_one_where_the_kernel_corrupts_them() {
+    let data = vec![0; 100_001];
+    for (length, gso_sends) in [(10_000, 0), (10_001, 1), (64_000, 0), (100_001, 1)] {
+        let mut messages = [message(to(1), 1000, &data[..length])];
+        let mut kernel = FakeKernel {
+            equal_tail: false,
+            ..FakeKernel::new()
+        };
+        let report = send(&mut kernel, &mut messages);
+        assert_all_sent(&kernel, &messages);
+        assert_eq!(report.gso_sends, gso_sends, "{length}");
+    }
 }
 
 #[test]
@@ -629,6 +654,7 @@ proptest! {
         unreachable in prop::option::of(0..4_u8),
         no_checksum_offload in prop::bool::weighted(0.2),
         gso in any::<bool>(),
+        equal_tail in prop::bool::weighted(0.8),
     ) {
         let sources = |source: u8| IpAddr::from([192, 0, 2, source]);
         let data: Vec<Vec<u8>> = plans.iter().map(|plan| vec![0; plan.length]).collect();
@@ -640,7 +666,7 @@ proptest! {
                 None => message,
             }
         }).collect();
-        let mut kernel = FakeKernel { appetite, no_checksum_offload, gso, ..FakeKernel::new() }.script(script);
+        let mut kernel = FakeKernel { appetite, no_checksum_offload, gso, equal_tail, ..FakeKernel::new() }.script(script);
         if let Some((last, limit, invalid)) = narrow {
             let errno = if invalid { libc::EINVAL } else { libc::EMSGSIZE };
             kernel.route_limits.insert(to(last), (limit, errno));
