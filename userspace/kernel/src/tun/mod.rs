@@ -1,5 +1,7 @@
 //! TUN devices that exchange super-packets: `drivers/net/tun.c`, `Documentation/networking/tuntap.rst`.
 
+mod error;
+mod options;
 mod probe;
 
 use std::ffi::{c_int, c_uint};
@@ -7,7 +9,8 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use thiserror::Error;
+pub use error::TunError;
+pub use options::{TunOffloads, TunOptions};
 
 use crate::netlink;
 use crate::netns::NetworkNamespace;
@@ -16,162 +19,6 @@ use crate::sys::{self, is_errno, narrow, socket};
 
 /// Length of the `virtio_net_hdr` in front of each packet when [`Tun::has_vnet_header`], in bytes.
 pub const VNET_HEADER_LENGTH: usize = 10;
-
-/// A longer queue than the driver's 500, which one burst of super-packets taken apart overruns.
-const DEFAULT_QUEUE_LENGTH: u32 = 1000;
-
-/// How to set a device up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TunOptions {
-    /// Ask for a virtio header in front of each packet and for TCP and UDP super-packets.
-    pub offload: bool,
-    /// Packets the device queues for reading before it drops.
-    pub queue_len: u32,
-    /// Allow more than one queue ([`Tun::open_queue`]).
-    pub multi_queue: bool,
-}
-
-impl Default for TunOptions {
-    fn default() -> Self {
-        Self {
-            offload: true,
-            queue_len: DEFAULT_QUEUE_LENGTH,
-            multi_queue: false,
-        }
-    }
-}
-
-/// What the kernel may hand over unfinished.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TunOffloads {
-    /// Packets whose transport checksum is still to be computed. The others need it.
-    pub checksum: bool,
-    /// TCP super-packets over IPv4.
-    pub tso4: bool,
-    /// TCP super-packets over IPv6.
-    pub tso6: bool,
-    /// UDP super-packets over IPv4 (Linux 6.2, and only along with `uso6`).
-    pub uso4: bool,
-    /// UDP super-packets over IPv6.
-    pub uso6: bool,
-}
-
-impl TunOffloads {
-    /// Everything this crate knows to ask for.
-    pub const ALL: Self = Self {
-        checksum: true,
-        tso4: true,
-        tso6: true,
-        uso4: true,
-        uso6: true,
-    };
-    /// Plain packets with complete checksums.
-    pub const NONE: Self = Self {
-        checksum: false,
-        tso4: false,
-        tso6: false,
-        uso4: false,
-        uso6: false,
-    };
-
-    /// This without UDP super-packets.
-    #[must_use]
-    pub fn without_udp(self) -> Self {
-        Self {
-            uso4: false,
-            uso6: false,
-            ..self
-        }
-    }
-
-    const FLAGS: [c_uint; 5] = [
-        libc::TUN_F_CSUM,
-        libc::TUN_F_TSO4,
-        libc::TUN_F_TSO6,
-        libc::TUN_F_USO4,
-        libc::TUN_F_USO6,
-    ];
-
-    fn to_flags(self) -> c_uint {
-        let wanted = [self.checksum, self.tso4, self.tso6, self.uso4, self.uso6];
-        Self::FLAGS
-            .iter()
-            .zip(wanted)
-            .map(|(flag, on)| if on { *flag } else { 0 })
-            .sum()
-    }
-
-    fn from_flags(flags: c_uint) -> Self {
-        let [checksum, tso4, tso6, uso4, uso6] = Self::FLAGS.map(|flag| flags & flag != 0);
-        Self {
-            checksum,
-            tso4,
-            tso6,
-            uso4,
-            uso6,
-        }
-    }
-}
-
-/// Why there is no device.
-#[derive(Debug, Error)]
-pub enum TunError {
-    /// Not a name the kernel would take.
-    #[error("{name:?} is not an interface name: {reason}")]
-    InvalidName {
-        /// What was asked for.
-        name: String,
-        /// Which rule it breaks.
-        reason: &'static str,
-    },
-    /// `/dev/net/tun` is not there.
-    #[error("no /dev/net/tun: load the kernel module `tun`, or give the container the device")]
-    NoDriver(#[source] io::Error),
-    /// Not allowed to.
-    #[error("not allowed to {action}: needs root or CAP_NET_ADMIN")]
-    Permission {
-        /// What was tried.
-        action: &'static str,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// There is an interface of that name.
-    #[error("interface {name} exists already ({by})")]
-    NameTaken {
-        /// What was asked for.
-        name: String,
-        /// What kind of interface has it.
-        by: String,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// The descriptor given is not one of a layer-3 TUN queue without packet information.
-    #[error("not the descriptor of a TUN device: {reason}")]
-    NotTun {
-        /// What it lacks.
-        reason: &'static str,
-        /// The system's answer, if one was needed to see it.
-        source: Option<io::Error>,
-    },
-    /// Anything else.
-    #[error("cannot {action}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// The system's answer.
-        source: io::Error,
-    },
-}
-
-impl TunError {
-    fn new(action: &'static str, source: io::Error) -> Self {
-        if source.kind() == io::ErrorKind::PermissionDenied {
-            Self::Permission { action, source }
-        } else {
-            Self::Io { action, source }
-        }
-    }
-}
 
 /// One queue of a TUN device, non-blocking. The device goes when its last queue is dropped.
 ///
@@ -553,18 +400,6 @@ mod tests {
             let error = Tun::create(bad, &TunOptions::default()).unwrap_err();
             assert!(matches!(error, TunError::InvalidName { .. }), "{error:?}");
         }
-    }
-
-    #[test]
-    fn offload_flags_survive_the_round_trip() {
-        for offloads in [
-            TunOffloads::ALL,
-            TunOffloads::NONE,
-            TunOffloads::ALL.without_udp(),
-        ] {
-            assert_eq!(TunOffloads::from_flags(offloads.to_flags()), offloads);
-        }
-        assert_eq!(TunOffloads::ALL.to_flags(), 0x67);
     }
 
     #[test]
