@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`tun`] | `/dev/net/tun`: super-packets with a virtio header, offloads |
 //! | [`udp`] | `recvmmsg`/`sendmmsg` with UDP GRO/GSO, source addresses, ECN, fwmark |
+//! | [`bpf`] | the eBPF programs: loading, attaching, pinning, their maps |
 //! | [`xsk`] | AF_XDP: frames from an RX queue straight into our memory |
 //! | [`netlink`] | rtnetlink: the device's state, address and route changes, route lookup |
 //! | [`netns`] | network namespaces |
@@ -18,6 +19,7 @@
 //! | [`alloc`] | an allocator that counts per thread |
 
 pub mod alloc;
+pub mod bpf;
 pub mod clock;
 pub mod event;
 pub mod inotify;

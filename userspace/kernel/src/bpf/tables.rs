@@ -1,0 +1,218 @@
+//! Typed access to the maps.
+
+use std::borrow::Borrow;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use adit_ebpf::{DropCounters, Family, FlowCounters, FlowKey, SessionKey, SessionValue, map_ipv4};
+use aya::maps::{HashMap, MapData, PerCpuArray, PerCpuHashMap};
+
+pub use adit_ebpf::{Direction, DropReason};
+
+use super::attach::io_error;
+
+/// One direction of an outer flow: data messages (type 4) only, whole WireGuard messages in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// The peer.
+    pub remote: SocketAddr,
+    /// This host.
+    pub local: SocketAddr,
+    /// Which way the packets went.
+    pub direction: Direction,
+    /// Messages.
+    pub packets: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// CLOCK_MONOTONIC nanoseconds of the first message.
+    pub first_seen_ns: u64,
+    /// CLOCK_MONOTONIC nanoseconds of the latest message.
+    pub last_seen_ns: u64,
+}
+
+impl Flow {
+    fn new(key: &FlowKey, per_cpu: &[FlowCounters]) -> Self {
+        let total = sum(per_cpu);
+        let ip = |address: [u8; 16]| {
+            let address = Ipv6Addr::from(address);
+            if key.family == Family::V4 as u8 {
+                address.to_canonical()
+            } else {
+                IpAddr::V6(address)
+            }
+        };
+        Self {
+            remote: SocketAddr::new(ip(key.remote_address), key.remote_port),
+            local: SocketAddr::new(ip(key.local_address), key.local_port),
+            direction: if key.direction == Direction::Egress as u8 {
+                Direction::Egress
+            } else {
+                Direction::Ingress
+            },
+            packets: total.packets,
+            bytes: total.bytes,
+            first_seen_ns: total.first_seen_ns,
+            last_seen_ns: total.last_seen_ns,
+        }
+    }
+}
+
+/// Adds up the counters of all CPUs; a CPU that has seen nothing has zero times.
+fn sum(per_cpu: &[FlowCounters]) -> FlowCounters {
+    let mut total = FlowCounters::default();
+    for one in per_cpu.iter().filter(|one| one.packets > 0) {
+        total.packets += one.packets;
+        total.bytes += one.bytes;
+        total.last_seen_ns = total.last_seen_ns.max(one.last_seen_ns);
+        total.first_seen_ns = match total.first_seen_ns {
+            0 => one.first_seen_ns,
+            first => first.min(one.first_seen_ns),
+        };
+    }
+    total
+}
+
+pub(super) type FlowMap = PerCpuHashMap<MapData, FlowKey, FlowCounters>;
+pub(super) type DropMap = PerCpuArray<MapData, DropCounters>;
+
+/// All flows, in no order.
+pub(super) fn read_flows<T: Borrow<MapData>>(
+    map: &PerCpuHashMap<T, FlowKey, FlowCounters>,
+) -> io::Result<Vec<Flow>> {
+    let mut flows = Vec::new();
+    for entry in map.iter() {
+        match entry {
+            Ok((key, values)) => flows.push(Flow::new(&key, &values)),
+            Err(error) => return Err(io_error(&error)),
+        }
+    }
+    Ok(flows)
+}
+
+/// Packets dropped for one reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropCount {
+    /// Why.
+    pub reason: DropReason,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of UDP payload in them.
+    pub bytes: u64,
+}
+
+/// Every reason, also those that never were.
+pub(super) fn read_drops<T: Borrow<MapData>>(
+    map: &PerCpuArray<T, DropCounters>,
+) -> io::Result<[DropCount; DropReason::ALL.len()]> {
+    let mut counts = DropReason::ALL.map(|reason| DropCount {
+        reason,
+        packets: 0,
+        bytes: 0,
+    });
+    for count in &mut counts {
+        let values = map
+            .get(&(count.reason as u32), 0)
+            .map_err(|error| io_error(&error))?;
+        for value in values.iter() {
+            count.packets += value.packets;
+            count.bytes += value.bytes;
+        }
+    }
+    Ok(counts)
+}
+
+/// The receiver indices XDP accepts. A handle of its own, for the thread that makes sessions.
+///
+/// An index has to be in before a peer can know it: a data message for any other is dropped.
+#[derive(Debug)]
+pub struct Sessions(pub(super) HashMap<MapData, SessionKey, SessionValue>);
+
+impl Sessions {
+    /// Makes an index live; `peer` is for people who read the map.
+    ///
+    /// # Errors
+    /// `E2BIG` when the map is full: then steering has to be switched off, or messages for this index are dropped.
+    pub fn insert(&mut self, index: u32, peer: u32) -> io::Result<()> {
+        self.0
+            .insert(index, SessionValue { peer }, 0)
+            .map_err(|error| io_error(&error))
+    }
+
+    /// Makes an index dead; one that is not live is fine.
+    ///
+    /// # Errors
+    /// As `bpf(2)`.
+    pub fn remove(&mut self, index: u32) -> io::Result<()> {
+        match self.0.remove(&index).map_err(|error| io_error(&error)) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// The live indices, in no order.
+    ///
+    /// # Errors
+    /// As `bpf(2)`.
+    pub fn indices(&self) -> io::Result<Vec<u32>> {
+        self.0
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(|error| io_error(&error))
+    }
+}
+
+/// An address in the form the maps use.
+pub(super) fn map_address(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => map_ipv4(v4.octets()),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_that_saw_nothing_do_not_spoil_the_sum() {
+        let counters = |packets, first_seen_ns, last_seen_ns| FlowCounters {
+            packets,
+            bytes: packets * 100,
+            first_seen_ns,
+            last_seen_ns,
+        };
+        let key = FlowKey {
+            remote_address: map_ipv4([192, 0, 2, 1]),
+            local_address: map_ipv4([198, 51, 100, 2]),
+            remote_port: 7000,
+            local_port: 51820,
+            direction: Direction::Egress as u8,
+            family: Family::V4 as u8,
+        };
+        let flow = Flow::new(
+            &key,
+            &[counters(0, 0, 0), counters(3, 50, 90), counters(2, 40, 70)],
+        );
+        assert_eq!(flow.remote, "192.0.2.1:7000".parse().unwrap());
+        assert_eq!(flow.local, "198.51.100.2:51820".parse().unwrap());
+        assert_eq!(flow.direction, Direction::Egress);
+        assert_eq!((flow.packets, flow.bytes), (5, 500));
+        assert_eq!((flow.first_seen_ns, flow.last_seen_ns), (40, 90));
+    }
+
+    #[test]
+    fn ipv6_addresses_stay_ipv6() {
+        let address = map_address("fd00::1".parse().unwrap());
+        let key = FlowKey {
+            remote_address: address,
+            local_address: address,
+            remote_port: 1,
+            local_port: 2,
+            direction: Direction::Ingress as u8,
+            family: Family::V6 as u8,
+        };
+        let flow = Flow::new(&key, &[FlowCounters::default()]);
+        assert_eq!(flow.remote, "[fd00::1]:1".parse().unwrap());
+        assert_eq!((flow.packets, flow.first_seen_ns), (0, 0));
+    }
+}
