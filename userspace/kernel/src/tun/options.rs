@@ -12,7 +12,7 @@ pub struct TunOptions {
     pub offload: bool,
     /// Packets the device queues for reading before it drops.
     pub queue_len: u32,
-    /// Allow more than one queue ([`Tun::open_queue`]).
+    /// Allow more than one queue ([`Tun::open_queue`](super::Tun::open_queue)).
     pub multi_queue: bool,
 }
 
