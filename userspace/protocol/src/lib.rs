@@ -77,6 +77,7 @@ mod peer;
 mod rate_limit;
 mod replay;
 mod session;
+mod staged;
 mod table;
 #[cfg(test)]
 mod testing;
@@ -89,9 +90,10 @@ pub use device::{AddPeerError, Counters, Device, Event, Output, PeerInfo, Routes
 pub use inner::{InnerPacket, InnerPacketError, padded_len};
 pub use key::{KEY_LEN, PresharedKey, PrivateKey, PublicKey};
 pub use limits::Limits;
-pub use peer::{Endpoint, PeerId, PeerLink, STAGED_PACKETS, Source, Staged, StagedGuard};
+pub use peer::{Endpoint, PeerId, PeerLink, Source};
 pub use replay::{ReplayWindow, WINDOW_BITS, WINDOW_USABLE};
 pub use session::{Role, Session};
+pub use staged::{STAGED_PACKETS, Staged, StagedGuard};
 pub use table::SessionTable;
 pub use time::{Instant, Now};
 pub use transport::{PortableKey, TransportKey};

@@ -1,9 +1,7 @@
 //! What control and the data threads share about one peer.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,11 +9,9 @@ use arc_swap::{ArcSwapOption, Guard};
 
 use crate::key::PublicKey;
 use crate::session::Session;
+use crate::staged::{STAGED_PACKETS, Staged, StagedGuard};
 use crate::time::Instant;
 use crate::timers::Activity;
-
-/// Packets kept per peer while there is no session.
-pub const STAGED_PACKETS: usize = 128;
 
 /// Names a peer of one device. Never given out twice; ascending in order of creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -74,75 +70,6 @@ struct Keypairs<K> {
     current: Option<Arc<Session<K>>>,
     /// Made as responder, not yet used by the initiator: receives, never sends.
     next: Option<Arc<Session<K>>>,
-}
-
-/// Inner packets waiting for a session, oldest first.
-#[derive(Default)]
-pub struct Staged {
-    packets: VecDeque<Box<[u8]>>,
-}
-
-impl Staged {
-    /// Takes the oldest packet.
-    pub fn pop_front(&mut self) -> Option<Box<[u8]>> {
-        let packet = self.packets.pop_front();
-        if self.packets.is_empty() {
-            // An idle peer keeps no buffer.
-            self.packets = VecDeque::new();
-        }
-        packet
-    }
-
-    /// Number of packets waiting.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.packets.len()
-    }
-
-    /// Whether none wait.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.packets.is_empty()
-    }
-
-    /// Drops all packets; returns how many.
-    fn clear(&mut self) -> usize {
-        std::mem::take(&mut self.packets).len()
-    }
-}
-
-impl fmt::Debug for Staged {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Staged").field("len", &self.len()).finish()
-    }
-}
-
-/// The staged packets of a peer, locked. Whoever drains them sends them before letting go, so that
-/// no later packet overtakes them.
-#[derive(Debug)]
-pub struct StagedGuard<'a> {
-    staged: MutexGuard<'a, Staged>,
-    any: &'a AtomicBool,
-}
-
-impl Deref for StagedGuard<'_> {
-    type Target = Staged;
-
-    fn deref(&self) -> &Staged {
-        &self.staged
-    }
-}
-
-impl DerefMut for StagedGuard<'_> {
-    fn deref_mut(&mut self) -> &mut Staged {
-        &mut self.staged
-    }
-}
-
-impl Drop for StagedGuard<'_> {
-    fn drop(&mut self) {
-        self.any.store(!self.staged.is_empty(), Ordering::Release);
-    }
 }
 
 /// A peer as the data threads see it. All methods take `&self` and none waits for control.
@@ -334,10 +261,10 @@ impl<K> PeerLink<K> {
             return false;
         }
         if staged.len() >= STAGED_PACKETS {
-            staged.packets.pop_front();
+            let _oldest = staged.pop_front();
             self.staged_dropped.fetch_add(1, Ordering::Relaxed);
         }
-        staged.packets.push_back(packet.into());
+        staged.push_back(packet);
         drop(staged);
         fence(Ordering::SeqCst);
         !self.handshake_pending.load(Ordering::SeqCst) && self.call_control()
@@ -353,10 +280,7 @@ impl<K> PeerLink<K> {
 
     /// The staged packets, locked.
     pub fn staged(&self) -> StagedGuard<'_> {
-        StagedGuard {
-            staged: self.staged.lock().unwrap_or_else(PoisonError::into_inner),
-            any: &self.any_staged,
-        }
+        StagedGuard::lock(&self.staged, &self.any_staged)
     }
 
     /// Whether control must be woken: it must, unless it has been and has not looked yet.
