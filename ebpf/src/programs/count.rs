@@ -70,12 +70,7 @@ pub(crate) fn dropped<C: EbpfContext>(ctx: &C, reason: DropReason, bytes: u32) {
     let counters: &mut DropCounters = unsafe { &mut *counters };
     // A flood would fill the log with one line a packet: tell of the first, and of each 1024th after it.
     if counters.packets & 0x3ff == 0 {
-        trace!(
-            ctx,
-            "dropped {} bytes for reason {}",
-            bytes,
-            reason as u32
-        );
+        trace!(ctx, "dropped {} bytes for reason {}", bytes, reason as u32);
     }
     counters.packets += 1;
     counters.bytes += u64::from(bytes);

@@ -24,6 +24,8 @@ const PROTOCOL_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 const UDP: u8 = 17;
 const FRAGMENT_HEADER: u8 = 44;
 const PACKET_HOST: u32 = 0;
+/// Bytes that hold every header up to the receiver index: Ethernet, IPv4 with all options or IPv6 with a fragment header.
+const HEADERS: u32 = 14 + 60 + 16;
 
 /// One side of the outer packet.
 struct Ends {
@@ -92,8 +94,15 @@ fn count(ctx: &TcContext, direction: Direction) -> Option<()> {
         PROTOCOL_IPV6 => ipv6(ctx)?,
         _ => return None,
     };
-    // UDP header, message type and receiver index in one go.
-    let head = load::<_, 16>(ctx, ends.udp, |bytes| bytes)?;
+    // UDP header, message type and receiver index in one go. The helper reads linear data only, and the payload of a GSO
+    // super-packet is not; pulling a few bytes in front of it changes nothing that others see.
+    let head = match load::<_, 16>(ctx, ends.udp, |bytes| bytes) {
+        Some(head) => head,
+        None => {
+            ctx.pull_data(ctx.len().min(HEADERS)).ok()?;
+            load::<_, 16>(ctx, ends.udp, |bytes| bytes)?
+        }
+    };
     let source_port = u16::from_be_bytes([head[0], head[1]]);
     let destination_port = u16::from_be_bytes([head[2], head[3]]);
     let length = u64::from(u16::from_be_bytes([head[4], head[5]]));

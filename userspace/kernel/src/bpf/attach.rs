@@ -79,6 +79,11 @@ impl AttachError {
                 Ok(Some(program)) => Self::Foreign(program),
                 _ => Self::Io(error),
             },
+            // EINVAL has many reasons; that there is no interface is one of them.
+            Some(libc::EINVAL) => match attached_program(ifindex) {
+                Err(gone) if gone.raw_os_error() == Some(libc::ENODEV) => Self::NoInterface(gone),
+                _ => Self::Io(error),
+            },
             Some(libc::EOPNOTSUPP) => Self::NoNativeSupport(error),
             Some(libc::ENOSPC) => Self::Queues(error),
             Some(libc::ERANGE) => Self::Mtu(error),

@@ -26,5 +26,5 @@ pub use attach::{AttachError, LinkState, TcMode, XdpMode};
 pub use events::{EventLevel, Events};
 pub use foreign::{ForeignProgram, attached_program};
 pub use pin::{BPFFS, PinError, PinnedMaps};
-pub use steering::{Listener, LoadError, LoadOptions, MapError, RateLimit, Steering};
+pub use steering::{Hook, Listener, LoadError, LoadOptions, MapError, RateLimit, Steering};
 pub use tables::{Direction, DropCount, DropReason, Flow, Sessions};

@@ -11,7 +11,7 @@ use adit_ebpf::{
     ListenerValue, MAX_SLOTS, maps, programs,
 };
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, XskMap};
-use aya::programs::{ProgramError, SchedClassifier, Xdp};
+use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use thiserror::Error;
 
@@ -121,6 +121,17 @@ impl Default for RateLimit {
             burst: 50,
         }
     }
+}
+
+/// Where a program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// In front of the network stack.
+    Xdp,
+    /// On the way in.
+    TcIngress,
+    /// On the way out.
+    TcEgress,
 }
 
 /// An interface the programs are attached to.
@@ -361,7 +372,7 @@ impl Steering {
         taken.sort_unstable();
         let mut candidate = 0;
         for (start, end) in taken {
-            if candidate + count <= start {
+            if count <= start.saturating_sub(candidate) {
                 break;
             }
             candidate = end;
@@ -492,6 +503,30 @@ impl Steering {
             .iter()
             .find(|attachment| attachment.ifindex == ifindex)
             .map_or(Ok(LinkState::Detached), TcAttachment::state)
+    }
+
+    /// Runs a program on one Ethernet frame without a network (`BPF_PROG_TEST_RUN`), as if it came in on queue 0 of the
+    /// loopback interface, and returns its verdict. Counters change as they would.
+    ///
+    /// # Errors
+    /// `EINVAL` for a frame shorter than an Ethernet header; otherwise as `bpf(2)`.
+    pub fn try_frame(&mut self, hook: Hook, frame: &[u8]) -> io::Result<u32> {
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        let result = match hook {
+            Hook::Xdp => program::<Xdp>(&mut self.ebpf, programs::XDP)
+                .map_err(io::Error::other)?
+                .test_run(options),
+            Hook::TcIngress => program::<SchedClassifier>(&mut self.ebpf, programs::TC_INGRESS)
+                .map_err(io::Error::other)?
+                .test_run(options),
+            Hook::TcEgress => program::<SchedClassifier>(&mut self.ebpf, programs::TC_EGRESS)
+                .map_err(io::Error::other)?
+                .test_run(options),
+        };
+        result
+            .map(|result| result.return_value)
+            .map_err(|error| io_error(&error))
     }
 
     /// All flows, in no order.
