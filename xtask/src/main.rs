@@ -1,6 +1,7 @@
 //! Builds, sets up, demonstrates and tests Adit: `cargo xtask --help`.
 #![forbid(unsafe_code)]
 
+mod build_ebpf;
 mod demo;
 mod setup;
 mod stage;
@@ -22,6 +23,8 @@ enum Task {
     Setup,
     /// Show a tunnel at work: two network namespaces, two daemons, wg, ping and iperf3
     Demo(demo::Options),
+    /// Build the eBPF programs, or check that the committed object is up to date
+    BuildEbpf(build_ebpf::Options),
     /// Run every check and test, as continuous integration does
     Test(test::Options),
 }
@@ -40,6 +43,7 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Setup => setup::run_task(),
         Task::Demo(options) => demo::run(&options),
+        Task::BuildEbpf(options) => build_ebpf::run(options),
         Task::Test(options) => test::run_stages(&options),
     }
 }
