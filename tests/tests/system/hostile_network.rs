@@ -1,5 +1,6 @@
 //! Datagrams from strangers: every message type, truncated, oversized, random, empty, replayed. The tunnel goes on.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use adit_tests::packet_socket::{PacketSocket, udp_payload};
 use adit_tests::ping::ping_all;
 use adit_tests::transfer::tcp;
 use adit_tests::tunnel::{Family, PORT, Pair, PairOptions, WAN};
+use adit_tests::wait::wait_until;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
@@ -206,15 +208,16 @@ fn drops_are_counted() -> Result<()> {
     let mut pair = Pair::connected(&PairOptions::default())?;
     let socket = stranger(&pair, Family::V4)?;
     let interface = pair.right.interface().to_owned();
-    let dropped = || -> Result<u64> {
+    let dropped = || -> Result<BTreeMap<String, u64>> {
         let answer = adit_tests::uapi::request(&interface, "get=1")?;
-        Ok(answer
-            .iter()
-            .filter(|(key, _)| key.starts_with("adit_drop_"))
-            .filter_map(|(_, v)| v.parse::<u64>().ok())
-            .sum())
+        let drops = answer
+            .into_iter()
+            .filter(|(key, _)| key.starts_with("adit_drop_"));
+        drops
+            .map(|(key, value)| Ok((key, value.parse()?)))
+            .collect()
     };
-    let before = dropped()?;
+    let before: u64 = dropped()?.values().sum();
     let junk: Vec<_> = junk()
         .into_iter()
         .filter(|datagram| datagram.len() < 100)
@@ -224,8 +227,8 @@ fn drops_are_counted() -> Result<()> {
         sent += u64::from(socket.send(datagram).is_ok());
     }
     ensure!(sent > 1000, "{sent} sent");
-    adit_tests::wait::wait_until("all are counted", Duration::from_secs(10), || {
-        dropped().is_ok_and(|now| now >= before + sent)
-    })?;
+    let all = || dropped().is_ok_and(|drops| drops.values().sum::<u64>() >= before + sent);
+    wait_until("all are counted", Duration::from_secs(10), all)
+        .with_context(|| format!("{before} before, {sent} sent, then {:?}", dropped()))?;
     pair.check_running()
 }

@@ -11,6 +11,7 @@ mod launch;
 mod life;
 mod live_changes;
 mod mtu;
+mod readme;
 mod roaming;
 mod scale;
 mod super_packets;

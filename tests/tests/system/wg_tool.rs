@@ -246,6 +246,8 @@ fn refusals() -> Result<()> {
         "Unable to modify interface",
     )?;
     refused("show adnone".to_owned(), "Unable to access interface")?;
+    // A device that is down holds no port, and cannot tell that one is taken.
+    namespace.ip(&format!("link set {interface} up"))?;
     let taken = namespace.enter(|| std::net::UdpSocket::bind("[::]:34570"))??;
     refused(
         format!("set {interface} listen-port 34570"),
