@@ -11,6 +11,8 @@ use crate::netns::NetworkNamespace;
 pub(super) const LINK_HEADER: usize = 16;
 /// `IFLA_TARGET_NETNSID`: ask about a link in another namespace.
 const TARGET_NAMESPACE: u16 = 46;
+/// `IFLA_NUM_RX_QUEUES`.
+const NUM_RX_QUEUES: u16 = 32;
 /// `NETNSA_NSID`.
 const NSID: u16 = 1;
 /// `NETNSA_FD`.
@@ -23,10 +25,16 @@ pub(super) const NAMESPACE_HEADER: usize = 4;
 pub struct Link {
     /// Interface index.
     pub index: u32,
+    /// Its name.
+    pub name: String,
     /// `IFF_UP`.
     pub up: bool,
+    /// `IFF_LOOPBACK`.
+    pub loopback: bool,
     /// In bytes.
     pub mtu: u32,
+    /// RX queues it was made with; fewer may be in use.
+    pub rx_queues: u32,
     /// The driver's name for its kind (`tun`, `veth`, `wireguard`), if it gives one.
     pub kind: Option<String>,
 }
@@ -40,21 +48,26 @@ impl Link {
         // struct ifinfomsg: family, padding, type (2), index (4), flags (4), change (4).
         let (header, attributes) = message.body(LINK_HEADER)?;
         let flags = read_i32(&header[8..])?;
+        let text = |value: &[u8]| {
+            String::from_utf8_lossy(value)
+                .trim_end_matches('\0')
+                .to_owned()
+        };
+        let number = |kind| attributes.value_of(kind).and_then(read_u32);
         let kind = attributes
             .value_of(libc::IFLA_LINKINFO)
             .and_then(|info| Attributes(info).value_of(libc::IFLA_INFO_KIND))
-            .map(|kind| {
-                String::from_utf8_lossy(kind)
-                    .trim_end_matches('\0')
-                    .to_owned()
-            });
+            .map(text);
         Some(Self {
             index: read_u32(&header[4..])?,
+            name: attributes
+                .value_of(libc::IFLA_IFNAME)
+                .map(text)
+                .unwrap_or_default(),
             up: flags & libc::IFF_UP != 0,
-            mtu: attributes
-                .value_of(libc::IFLA_MTU)
-                .and_then(read_u32)
-                .unwrap_or(0),
+            loopback: flags & libc::IFF_LOOPBACK != 0,
+            mtu: number(libc::IFLA_MTU).unwrap_or(0),
+            rx_queues: number(NUM_RX_QUEUES).unwrap_or(1),
             kind,
         })
     }
@@ -68,6 +81,14 @@ pub fn link_by_name(name: &str) -> io::Result<Option<Link>> {
     let fill = |request| by_name(request, name, None);
     let answer = RouteSocket::ask(libc::RTM_GETLINK, 0, &[0; LINK_HEADER], fill, Link::read);
     none_if(answer, &[libc::ENODEV])
+}
+
+/// All interfaces in the namespace of the calling thread.
+///
+/// # Errors
+/// When netlink cannot be used.
+pub fn links() -> io::Result<Vec<Link>> {
+    RouteSocket::dump(libc::RTM_GETLINK, &[0; LINK_HEADER], Link::read)
 }
 
 /// The attributes that name a link.
@@ -128,5 +149,6 @@ mod tests {
         let loopback = link_by_name("lo").unwrap().unwrap();
         assert_eq!((loopback.index, loopback.mtu), (1, 65_536));
         assert_eq!(link_by_name("no-such-device").unwrap(), None);
+        assert!(links().unwrap().contains(&loopback));
     }
 }

@@ -171,6 +171,31 @@ impl RouteSocket {
     }
 }
 
+impl RouteSocket {
+    /// Asks for everything of a kind and returns what `read` makes of the answers.
+    pub(super) fn dump<T>(
+        kind: u16,
+        body: &[u8],
+        mut read: impl FnMut(&Message<'_>) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
+        let mut all = Vec::new();
+        Self::ask(
+            kind,
+            libc::NLM_F_DUMP,
+            body,
+            |request| request,
+            |message| {
+                if i32::from(message.kind) == libc::NLMSG_DONE {
+                    return Some(());
+                }
+                all.extend(read(message));
+                None
+            },
+        )?;
+        Ok(all)
+    }
+}
+
 impl AsFd for RouteSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
