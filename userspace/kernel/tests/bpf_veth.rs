@@ -1,235 +1,29 @@
-//! The eBPF programs and AF_XDP sockets on real (virtual) interfaces. Needs root.
+//! The eBPF programs and AF_XDP sockets on virtual interfaces. Needs root.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 mod packets;
+mod wire;
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::os::fd::AsFd;
-use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Instant;
 
 use adit_kernel::bpf::{
-    AttachError, Direction, DropReason, Flow, LinkState, Listener, LoadOptions, PinnedMaps,
-    Steering, TcMode, XdpMode, attached_program,
+    AttachError, Direction, DropReason, LinkState, LoadOptions, Steering, TcMode, XdpMode,
+    attached_program,
 };
-use adit_kernel::netlink::link_by_name;
-use adit_kernel::netns::NetworkNamespace;
 use adit_kernel::udp::{Outcome, Outgoing, SendBatch, UdpOptions, UdpSockets};
 use adit_kernel::xsk::{FrameSize, Receiver, ReceiverOptions, Umem, XskError};
 use common::{PATIENCE, ip, namespace, path, readable};
 use packets::{data, handshake};
-
-const PORT: u16 = 51820;
-const LIVE: u32 = 0x0102_0304;
-const FRAMES: u32 = 256;
-
-/// Two namespaces and a veth pair: `under0` here, `peer0` there.
-struct Wire {
-    host: NetworkNamespace,
-    peer: NetworkNamespace,
-}
-
-impl Wire {
-    fn new(queues: u32) -> Self {
-        let wire = Self {
-            host: namespace(),
-            peer: namespace(),
-        };
-        wire.host
-            .run_in(|| {
-                ip(&format!(
-                    "link add under0 numrxqueues {queues} numtxqueues {queues} type veth \
-                     peer name peer0 numrxqueues {queues} numtxqueues {queues}"
-                ));
-                ip(&format!("link set peer0 netns {}", path(&wire.peer)));
-                ip("addr add 10.7.0.2/24 dev under0");
-                ip("addr add fd07::2/64 dev under0 nodad");
-                ip("link set under0 up");
-            })
-            .unwrap();
-        wire.peer
-            .run_in(|| {
-                ip("addr add 10.7.0.1/24 dev peer0");
-                ip("addr add fd07::1/64 dev peer0 nodad");
-                ip("link set peer0 up");
-            })
-            .unwrap();
-        wire
-    }
-
-    /// Runs `work` on this side.
-    fn here<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.host.run_in(work).unwrap()
-    }
-
-    /// Sends messages from the peer's port `port`, one by one.
-    fn send(&self, port: u16, messages: &[Vec<u8>]) {
-        self.send_to("10.7.0.1", port, "10.7.0.2", messages);
-    }
-
-    fn send_to(&self, from: &str, port: u16, to: &str, messages: &[Vec<u8>]) {
-        self.peer
-            .run_in(|| {
-                let from = SocketAddr::new(from.parse().unwrap(), port);
-                let socket = UdpSocket::bind(from).unwrap();
-                for message in messages {
-                    socket
-                        .send_to(message, SocketAddr::new(to.parse().unwrap(), PORT))
-                        .unwrap();
-                }
-            })
-            .unwrap();
-    }
-
-    /// Sends messages of one size from the peer as GSO super-packets.
-    fn send_gso(&self, port: u16, messages: &[Vec<u8>]) {
-        self.peer
-            .run_in(|| gso(port, "10.7.0.2:51820", messages))
-            .unwrap();
-    }
-}
-
-/// Sends messages of one size as GSO super-packets from the calling thread's namespace.
-fn gso(port: u16, to: &str, messages: &[Vec<u8>]) {
-    let sockets = UdpSockets::bind(port, &UdpOptions::default()).unwrap();
-    let to = to.parse().unwrap();
-    let all = messages.concat();
-    let mut outgoing = [Outgoing {
-        to,
-        source: None,
-        ecn: 0,
-        segment_size: messages[0].len(),
-        data: &all,
-        outcome: Outcome::default(),
-    }];
-    let report = SendBatch::new().send(sockets.for_address(&to).unwrap(), &mut outgoing);
-    assert_eq!(report.datagrams, messages.len() as u64);
-    assert!(report.gso_sends > 0);
-}
-
-fn ifindex() -> u32 {
-    link_by_name("under0").unwrap().unwrap().index
-}
-
-/// Programs for both addresses of `under0`, one live index, and a receiver per queue; not yet attached.
-fn prepare(queues: u32, generic: bool) -> (Steering, Vec<Receiver>) {
-    let ifindex = ifindex();
-    let mut steering = Steering::load(&LoadOptions::default()).unwrap();
-    let listener = |address: &str| Listener {
-        address: address.parse().unwrap(),
-        port: PORT,
-        ifindex: Some(ifindex),
-    };
-    steering
-        .set_listeners(["10.7.0.2", "fd07::2"].map(listener))
-        .unwrap();
-    steering.sessions().unwrap().insert(LIVE, 1).unwrap();
-    let umem = Umem::new(FRAMES * queues, FrameSize::for_mtu(1500)).unwrap();
-    let options = |queue| ReceiverOptions {
-        ifindex,
-        queue,
-        frames: queue * FRAMES..(queue + 1) * FRAMES,
-        generic,
-    };
-    let mut receivers = vec![Receiver::open(&umem, options(0)).unwrap()];
-    for queue in 1..queues {
-        let receiver = receivers[0].open_shared(options(queue)).unwrap();
-        receivers.push(receiver);
-    }
-    steering
-        .add_device(ifindex, queues, umem.frame_size().capacity())
-        .unwrap();
-    for (queue, receiver) in (0..).zip(&receivers) {
-        steering
-            .set_socket(ifindex, queue, receiver.as_fd())
-            .unwrap();
-    }
-    steering.set_steering(true).unwrap();
-    (steering, receivers)
-}
-
-/// A datagram as it was received.
-#[derive(Debug)]
-struct Datagram {
-    from: SocketAddr,
-    local: std::net::IpAddr,
-    ecn: u8,
-    data: Vec<u8>,
-}
-
-/// Takes datagrams, glued ones apart, until there are `count`.
-fn collect(receiver: &mut Receiver, count: usize) -> Vec<Datagram> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut all = Vec::new();
-    while all.len() < count && Instant::now() < deadline {
-        let received = receiver.receive(|frames| {
-            for frame in frames {
-                let segments = frame.data.chunks(frame.segment_size.max(1));
-                all.extend(segments.map(|segment| Datagram {
-                    from: frame.from,
-                    local: frame.local,
-                    ecn: frame.ecn,
-                    data: segment.to_vec(),
-                }));
-            }
-        });
-        if received.is_none() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-    all
-}
-
-fn messages(count: u64, length: usize) -> Vec<Vec<u8>> {
-    (0..count)
-        .map(|counter| data(LIVE, counter, length))
-        .collect()
-}
-
-fn ingress(flows: &[Flow]) -> (u64, u64) {
-    total(flows, Direction::Ingress)
-}
-
-fn total(flows: &[Flow], direction: Direction) -> (u64, u64) {
-    flows
-        .iter()
-        .filter(|flow| flow.direction == direction)
-        .fold((0, 0), |(packets, bytes), flow| {
-            (packets + flow.packets, bytes + flow.bytes)
-        })
-}
-
-/// A UDP socket of the host's, as the daemon has one beside AF_XDP.
-fn host_socket() -> UdpSocket {
-    let socket = UdpSocket::bind(("0.0.0.0", PORT)).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket
-}
-
-/// Datagrams that reach the socket, until there are `count`.
-fn socket_receives(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
-    let mut buffer = vec![0; 65_536];
-    (0..count)
-        .map(|_| {
-            let length = socket.recv(&mut buffer).unwrap();
-            buffer[..length].to_vec()
-        })
-        .collect()
-}
-
-fn bpftool(arguments: &[&str]) -> String {
-    let output = Command::new("bpftool").args(arguments).output().unwrap();
-    assert!(
-        output.status.success(),
-        "bpftool {arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
-}
+use wire::{
+    FRAMES, LIVE, PORT, Wire, bpftool, collect, host_socket, ifindex, ingress, messages, prepare,
+    socket_receives, total,
+};
 
 #[test]
 fn native_mode_takes_data_and_leaves_the_rest() {
@@ -293,6 +87,67 @@ fn native_mode_takes_data_and_leaves_the_rest() {
             + sent[..10].iter().map(Vec::len).sum::<usize>();
         let flows = steering.flows().unwrap();
         assert_eq!(ingress(&flows), (1010, bytes as u64));
+    });
+}
+
+#[test]
+fn what_is_not_certainly_ours_arrives_where_it_would() {
+    let wire = Wire::new(1);
+    let beyond = namespace();
+    wire.here(|| {
+        ip("addr add 10.7.0.3/24 dev under0");
+        // This host is also a router to 10.9.0.0/24.
+        ip("link add far0 type veth peer name far1");
+        ip(&format!("link set far1 netns {}", path(&beyond)));
+        ip("addr add 10.9.0.1/24 dev far0");
+        ip("link set far0 up");
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        let router = beyond
+            .run_in(|| {
+                ip("addr add 10.9.0.2/24 dev far1");
+                ip("link set far1 up");
+                ip("route add default via 10.9.0.1");
+                let socket = UdpSocket::bind(("0.0.0.0", PORT)).unwrap();
+                socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                socket
+            })
+            .unwrap();
+        wire.peer
+            .run_in(|| ip("route add 10.9.0.0/24 via 10.7.0.2"))
+            .unwrap();
+        let bind = |address: &str| {
+            let socket = UdpSocket::bind((address, PORT)).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket
+        };
+        let (own, other) = (bind("10.7.0.2"), bind("10.7.0.3"));
+        let (mut steering, mut receivers) = prepare(1, false);
+        steering.attach_xdp(ifindex(), XdpMode::Native).unwrap();
+
+        let sent = messages(5, 200);
+        wire.send_to("10.7.0.1", 7000, "10.9.0.2", &sent);
+        assert_eq!(socket_receives(&router, 5), sent, "forwarded");
+        wire.send_to("10.7.0.1", 7000, "10.7.0.3", &sent);
+        assert_eq!(
+            socket_receives(&other, 5),
+            sent,
+            "another process, another address"
+        );
+        let large = messages(2, 4000);
+        wire.send(7000, &large);
+        assert_eq!(socket_receives(&own, 2), large, "in fragments");
+        // Not even junk is touched there.
+        wire.send_to("10.7.0.1", 7000, "10.7.0.3", &[vec![9]]);
+        assert_eq!(socket_receives(&other, 1), [vec![9]]);
+        assert!(receivers[0].receive(|_| ()).is_none());
+        assert!(
+            steering
+                .drops()
+                .unwrap()
+                .iter()
+                .all(|count| count.packets == 0)
+        );
+        assert!(steering.flows().unwrap().is_empty());
     });
 }
 
@@ -610,144 +465,5 @@ fn a_receiver_that_falls_behind_loses_packets_but_no_frames() {
         let statistics = receiver.statistics().unwrap();
         assert!(statistics.ring_full + statistics.fill_empty + statistics.dropped > 0);
         assert_eq!(statistics.bad_descriptors, 0);
-    });
-}
-
-/// Pins under `name` in a namespace of its own, with one flow of `packets` keepalives in it.
-fn pinned(name: &str, packets: u64) -> (Wire, Steering) {
-    let wire = Wire::new(1);
-    let steering = wire.here(|| {
-        let (mut steering, mut receivers) = prepare(1, false);
-        steering.pin(name).unwrap();
-        steering.attach_xdp(ifindex(), XdpMode::Native).unwrap();
-        wire.send(7000, &messages(packets, 32));
-        assert_eq!(
-            collect(&mut receivers[0], usize::try_from(packets).unwrap()).len() as u64,
-            packets
-        );
-        steering
-    });
-    (wire, steering)
-}
-
-#[test]
-fn pinned_maps_are_read_by_name() {
-    use std::os::unix::fs::PermissionsExt;
-
-    let name = "aditk.pin";
-    let (_wire, mut steering) = pinned(name, 23);
-    let directory = steering.pinned_at().unwrap().to_owned();
-    assert_eq!(directory, Path::new("/sys/fs/bpf/adit/aditk%2epin/v1"));
-    let mode = std::fs::metadata(&directory).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o700);
-
-    // bpftool prints fields by name, which takes BTF.
-    let at = |map: &str| directory.join(map).to_str().unwrap().to_owned();
-    for map in [
-        "flows",
-        "sessions",
-        "listeners",
-        "drops",
-        "config",
-        "devices",
-        "sources",
-    ] {
-        let show = bpftool(&["-j", "map", "show", "pinned", &at(map)]);
-        assert!(show.contains("\"btf_id\":"), "{map}: {show}");
-        assert!(show.contains(&format!("\"name\":\"{map}\"")), "{show}");
-    }
-    let dump = bpftool(&["-j", "map", "dump", "pinned", &at("flows")]);
-    let formatted = dump.split("\"formatted\":").nth(1).unwrap();
-    for field in [
-        "\"remote_port\":7000",
-        "\"local_port\":51820",
-        "\"direction\":0",
-        "\"family\":4",
-        "\"packets\":23",
-        "\"bytes\":736",
-    ] {
-        assert!(formatted.contains(field), "{field} in {formatted}");
-    }
-    let config = bpftool(&["-j", "map", "dump", "pinned", &at("config")]);
-    assert!(
-        config.contains(&format!("\"owner_pid\":{}", std::process::id())),
-        "{config}"
-    );
-
-    let maps = PinnedMaps::open(name).unwrap();
-    assert_eq!(maps.owner(), (std::process::id(), true));
-    assert_eq!(maps.flows().unwrap(), steering.flows().unwrap());
-    assert_eq!(ingress(&maps.flows().unwrap()), (23, 736));
-    assert_eq!(maps.drops().unwrap(), steering.drops().unwrap());
-
-    // Pinning again replaces; dropping removes.
-    steering.pin(name).unwrap();
-    assert!(PinnedMaps::open(name).is_ok());
-    drop(steering);
-    assert!(!directory.parent().unwrap().exists());
-    assert!(PinnedMaps::open(name).is_err());
-}
-
-#[test]
-fn tunnels_of_one_name_in_two_namespaces_have_pins_of_their_own() {
-    let name = "aditk-twin";
-    let (first_wire, first) = pinned(name, 3);
-    let (second_wire, second) = pinned(name, 5);
-    assert_ne!(first.pinned_at(), second.pinned_at());
-    let packets =
-        |wire: &Wire| wire.here(|| ingress(&PinnedMaps::open(name).unwrap().flows().unwrap()).0);
-    assert_eq!(packets(&first_wire), 3);
-    assert_eq!(packets(&second_wire), 5);
-}
-
-/// Not a test: what the next one kills.
-#[test]
-fn held_until_killed() {
-    let Ok(name) = std::env::var("ADIT_TEST_HOLD") else {
-        return;
-    };
-    let (mut steering, _receivers) = prepare(1, false);
-    steering.pin(&name).unwrap();
-    steering.attach_xdp(ifindex(), XdpMode::Native).unwrap();
-    steering.attach_tc(ifindex(), &name, None).unwrap();
-    println!("holding");
-    std::thread::sleep(Duration::from_secs(60));
-}
-
-#[test]
-fn a_killed_process_leaves_nothing_that_harms_the_next() {
-    let name = "aditk-killed";
-    let wire = Wire::new(1);
-    wire.here(|| {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "held_until_killed", "--nocapture"])
-            .env("ADIT_TEST_HOLD", name)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let deadline = Instant::now() + PATIENCE;
-        while PinnedMaps::open(name).is_err() || attached_program(ifindex()).unwrap().is_none() {
-            assert!(Instant::now() < deadline, "the child did not start");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let deadline = Instant::now() + PATIENCE;
-        while attached_program(ifindex()).unwrap().is_some() {
-            assert!(Instant::now() < deadline, "the program is still attached");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        // Only pins are left, and they say so.
-        let stale = PinnedMaps::open(name).unwrap();
-        assert!(!stale.owner().1);
-
-        let (mut steering, _receivers) = prepare(1, false);
-        steering.pin(name).unwrap();
-        assert_eq!(
-            PinnedMaps::open(name).unwrap().owner(),
-            (std::process::id(), true)
-        );
-        steering.attach_xdp(ifindex(), XdpMode::Native).unwrap();
-        steering.attach_tc(ifindex(), name, None).unwrap();
     });
 }

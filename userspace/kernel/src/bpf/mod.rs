@@ -4,6 +4,32 @@
 //! killed process, and the next start removes them. Nothing here is needed for the tunnel to work: whatever fails, packets reach
 //! the UDP socket.
 //!
+//! ```no_run
+//! use std::os::fd::AsFd;
+//! use adit_kernel::bpf::{LoadOptions, Listener, Steering, XdpMode};
+//! use adit_kernel::xsk::{FrameSize, Receiver, ReceiverOptions, Umem};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (ifindex, address, port, index, peer) = (2, "192.0.2.1".parse()?, 51820, 7, 0);
+//! let mut steering = Steering::load(&LoadOptions::default())?;
+//! steering.set_listeners([Listener { address, port, ifindex: Some(ifindex) }])?;
+//! steering.sessions()?.insert(index, peer)?;
+//!
+//! let umem = Umem::new(4096, FrameSize::for_mtu(1500))?;
+//! let options = ReceiverOptions { ifindex, queue: 0, frames: 0..4096, generic: false };
+//! let mut receiver = Receiver::open(&umem, options)?;
+//! steering.add_device(ifindex, 1, umem.frame_size().capacity())?;
+//! steering.set_socket(ifindex, 0, receiver.as_fd())?;
+//!
+//! // Last of all, so that nothing is dropped for want of what was still to come.
+//! steering.set_steering(true)?;
+//! steering.attach_xdp(ifindex, XdpMode::Native)?;
+//! steering.attach_tc(ifindex, "wg0", None)?;
+//! steering.pin("wg0")?;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! | file | what |
 //! |---|---|
 //! | `steering` | the programs as a whole |
@@ -27,4 +53,14 @@ pub use events::{EventLevel, Events};
 pub use foreign::{ForeignProgram, attached_program};
 pub use pin::{BPFFS, PinError, PinnedMaps};
 pub use steering::{Hook, Listener, LoadError, LoadOptions, MapError, RateLimit, Steering};
+pub(crate) use sys::raise_locked_memory_limit;
 pub use tables::{Direction, DropCount, DropReason, Flow, Sessions};
+
+/// Each may be moved to the thread that needs it.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Steering>();
+    is_send::<Sessions>();
+    is_send::<Events>();
+    is_send::<crate::xsk::Receiver>();
+};

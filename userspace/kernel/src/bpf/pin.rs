@@ -88,11 +88,7 @@ impl Pins {
             }
         }
         remove(&directory);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(MODE)
-            .create(&directory)
-            .map_err(|source| PinError::io(&directory, source))?;
+        make(&directory).map_err(|source| PinError::io(&directory, source))?;
         // From here on what has been made is removed, also when a step fails.
         let pins = Self { directory };
         for (name, map) in maps {
@@ -111,6 +107,24 @@ impl Pins {
 impl Drop for Pins {
     fn drop(&mut self) {
         remove(&self.directory);
+    }
+}
+
+/// Makes the directory and those above it.
+fn make(directory: &Path) -> io::Result<()> {
+    let mut attempts = 0;
+    loop {
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(MODE)
+            .create(directory)
+            .map_err(|error| (error.kind(), error));
+        match made {
+            // A tunnel that ended just now has removed the directory above, empty to its eyes.
+            Err((io::ErrorKind::NotFound, _)) if attempts < 5 => attempts += 1,
+            Err((_, error)) => return Err(error),
+            Ok(()) => return Ok(()),
+        }
     }
 }
 

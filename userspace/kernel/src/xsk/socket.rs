@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::mapped::{MappedRing, Ring};
 use super::umem::Umem;
+use crate::bpf::raise_locked_memory_limit;
 use crate::sys::{check, owned};
 
 /// Why an AF_XDP socket cannot be had.
@@ -152,6 +153,7 @@ impl XskSocket {
             flags: 0,
             tx_metadata_len: 0,
         };
+        raise_locked_memory_limit();
         self.set("XDP_UMEM_REG", libc::XDP_UMEM_REG, &registration)
             .map_err(|error| match error {
                 XskError::Io { source, .. } if source.raw_os_error() == Some(libc::ENOBUFS) => {

@@ -1,7 +1,7 @@
 //! Ethernet frames for the tests of the eBPF programs, with every field right unless a test spoils it.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 
 /// A UDP datagram in an Ethernet frame.
 #[derive(Clone, Debug)]
@@ -149,8 +149,4 @@ pub fn fix_ipv4(mut frame: Vec<u8>) -> Vec<u8> {
     let sum = checksum(&[&frame[14..34]]);
     frame[24..26].copy_from_slice(&sum.to_be_bytes());
     frame
-}
-
-pub fn v6(text: &str) -> Ipv6Addr {
-    text.parse().unwrap()
 }
