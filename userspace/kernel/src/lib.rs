@@ -10,6 +10,7 @@
 //! | [`bpf`] | the eBPF programs: loading, attaching, pinning, their maps |
 //! | [`xsk`] | AF_XDP: frames from an RX queue straight into our memory |
 //! | [`netlink`] | rtnetlink: the device's state, address and route changes, route lookup |
+//! | [`ethtool`] | what a network card says about itself |
 //! | [`netns`] | network namespaces |
 //! | [`poll`] | `ppoll(2)` |
 //! | [`event`] | `eventfd(2)` |
@@ -21,6 +22,7 @@
 pub mod alloc;
 pub mod bpf;
 pub mod clock;
+pub mod ethtool;
 pub mod event;
 pub mod inotify;
 pub mod netlink;
