@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::builder::FalseyValueParser;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use crate::{daemon, keys};
+use crate::{daemon, keys, steering};
 
 const ENVIRONMENT: &str = "\
 Environment:
@@ -61,6 +61,8 @@ struct TunnelArguments {
     /// Receive single datagrams: no UDP_GRO
     #[arg(long, env = "ADIT_NO_GRO", value_parser = FalseyValueParser::new())]
     no_gro: bool,
+    #[command(flatten)]
+    steering: steering::options::Options,
 }
 
 /// Runs what the command line asks for. Failures are one line on standard error.
@@ -98,6 +100,7 @@ fn start_tunnel(arguments: TunnelArguments) -> anyhow::Result<()> {
         tun_offload: !arguments.no_tun_offload,
         gso: !arguments.no_gso,
         gro: !arguments.no_gro,
+        steering: arguments.steering,
     })
 }
 

@@ -25,6 +25,7 @@ use tracing::level_filters::LevelFilter;
 use crate::control::{self, Control, Sources, Watcher};
 use crate::dataplane::{Dataplane, Threads, transport};
 use crate::logging;
+use crate::steering::{self, Steerer};
 use crate::uapi::server;
 use crate::uapi::socket::ConfigurationSocket;
 
@@ -44,6 +45,8 @@ pub struct Options {
     pub gso: bool,
     /// UDP_GRO.
     pub gro: bool,
+    /// AF_XDP and what goes with it.
+    pub steering: steering::options::Options,
 }
 
 /// Runs the tunnel, here or in a daemon.
@@ -135,10 +138,12 @@ fn serve(options: &Options) -> Result<()> {
         gro: options.gro,
         ..UdpOptions::default()
     };
+    let steerer = Steerer::start(options.steering.clone(), &interface, Arc::clone(&shared))?;
     let control = Rc::new(RefCell::new(Control::new(
         device,
         Arc::clone(&shared),
         udp_options,
+        steerer,
     )));
     let threads = Threads::start(&shared)?;
     tracing::info!(

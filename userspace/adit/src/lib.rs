@@ -12,4 +12,17 @@ pub mod daemon;
 pub mod dataplane;
 pub mod keys;
 pub mod logging;
+pub mod steering;
 pub mod uapi;
+
+/// An error with its causes on one line.
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    line
+}

@@ -17,6 +17,7 @@ impl Control {
         if self.mark != 0 {
             let _ = writeln!(answer, "fwmark={}", self.mark);
         }
+        self.steerer.describe(answer);
         self.shared.counters.describe(answer);
         for peer in self.device.peers() {
             hex_line(answer, "public_key", peer.public_key.as_bytes());

@@ -18,6 +18,8 @@ use tokio::sync::Notify;
 use crate::dataplane::outbound::Outbound;
 use crate::dataplane::transport::TransportKey;
 use crate::dataplane::{Dataplane, HandshakeMessage, Session, send_staged};
+use crate::error_chain;
+use crate::steering::{Sockets, Steerer};
 use crate::uapi::Errno;
 use crate::uapi::request::Setting;
 use crate::uapi::server::Configurable;
@@ -37,13 +39,21 @@ pub struct Control {
     port: u16,
     mark: u32,
     up: bool,
+    steerer: Steerer,
+    /// Interfaces, addresses or endpoints may have changed since the steerer was told.
+    underlay_changed: bool,
     /// Told whenever the next timer may have changed.
     timers_changed: Arc<Notify>,
 }
 
 impl Control {
     /// A device that is down, without peers.
-    pub fn new(device: Device<TransportKey>, shared: Arc<Dataplane>, options: UdpOptions) -> Self {
+    pub fn new(
+        device: Device<TransportKey>,
+        shared: Arc<Dataplane>,
+        options: UdpOptions,
+        steerer: Steerer,
+    ) -> Self {
         Self {
             device,
             shared,
@@ -53,6 +63,8 @@ impl Control {
             port: 0,
             mark: 0,
             up: false,
+            steerer,
+            underlay_changed: false,
             timers_changed: Arc::new(Notify::new()),
         }
     }
@@ -78,12 +90,14 @@ impl Control {
                     "no UDP socket"
                 );
             }
+            self.shared.probe_gro();
             self.device.up();
         } else {
             self.device.down();
             self.shared.replace_sockets(None);
         }
         tracing::info!(up, "interface");
+        self.underlay_changed = true;
         self.settle();
     }
 
@@ -101,6 +115,7 @@ impl Control {
         let sockets = UdpSockets::bind(port, &options)?;
         self.port = sockets.port();
         self.shared.replace_sockets(Some(Arc::new(sockets)));
+        self.underlay_changed = true;
         // Addresses of the old socket say nothing about the new one's.
         for link in self.device.links() {
             link.clear_source();
@@ -138,6 +153,7 @@ impl Control {
             })?;
         }
         self.mark = mark;
+        self.underlay_changed = true;
         // A mark can lead to another routing table, and so to another source address.
         self.check_sources();
         Ok(())
@@ -182,6 +198,43 @@ impl Control {
         }
     }
 
+    /// Addresses, routes or interfaces of the host have changed.
+    fn host_changed(&mut self) {
+        self.check_sources();
+        self.underlay_changed = true;
+        self.refresh_underlay();
+    }
+
+    fn receiver_failed(&mut self, ifindex: u32) {
+        self.steerer.receiver_failed(instant(), ifindex);
+    }
+
+    /// Called once a second.
+    fn tick(&mut self) {
+        let now = instant();
+        self.steerer.set_under_load(self.device.is_under_load(now));
+        self.refresh_underlay();
+        self.steerer.check(now);
+    }
+
+    /// Attaches to the interfaces that carry the tunnel now, if that may have changed.
+    fn refresh_underlay(&mut self) {
+        if !std::mem::take(&mut self.underlay_changed) {
+            return;
+        }
+        let bound = self.shared.sockets.load().is_some();
+        let sockets = bound.then_some(Sockets {
+            port: self.port,
+            mark: self.mark,
+        });
+        let endpoints: Vec<Endpoint> = self
+            .device
+            .links()
+            .filter_map(|link| link.endpoint())
+            .collect();
+        self.steerer.refresh(sockets, &endpoints);
+    }
+
     /// Does what the device has decided since the last call.
     fn settle(&mut self) {
         while let Some(output) = self.device.poll_output() {
@@ -191,8 +244,14 @@ impl Control {
                 Output::Event(event) => tracing::debug!(%event, "protocol"),
                 // Data packets are opened by the ingress thread, and never given to the device.
                 Output::Packet { .. } => {}
-                // The data threads look sessions up in the table they share with the device.
-                Output::SessionAdded { .. } | Output::SessionRemoved { .. } => {}
+                Output::SessionAdded { session } => {
+                    self.steerer
+                        .session_added(session.receiver_index(), session.peer().id());
+                    self.underlay_changed = true;
+                }
+                Output::SessionRemoved { receiver_index } => {
+                    self.steerer.session_removed(receiver_index);
+                }
             }
         }
         let routes = self.device.routes();
@@ -261,6 +320,7 @@ impl Control {
 impl Configurable for Control {
     fn apply(&mut self, settings: Vec<Setting>) -> Result<(), Errno> {
         let result = self.configure(settings);
+        self.underlay_changed = true;
         self.settle();
         result
     }
@@ -273,16 +333,4 @@ impl Configurable for Control {
 /// The moment on the clock that protocol and data threads share.
 fn instant() -> Instant {
     Instant::from_nanos(clock::boottime_ns())
-}
-
-/// An error with its causes on one line.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    line
 }

@@ -5,12 +5,13 @@ use std::fmt;
 use std::future::pending;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use adit_kernel::netlink::LinkEvent;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::watcher::Happening;
 use super::{Control, instant};
@@ -18,6 +19,9 @@ use crate::dataplane::{HandshakeMessage, Notice, Queues};
 
 /// Handshake messages handled before timers and configuration get their turn: about 10 ms.
 const HANDSHAKES_AT_ONCE: usize = 32;
+
+/// How often the attached programs are looked at: nobody tells when they are taken away.
+const TICK: Duration = Duration::from_secs(1);
 
 /// Why the tunnel ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +56,8 @@ pub async fn run(
     let timers_changed = Arc::clone(&control.borrow().timers_changed);
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let deadline = control.borrow().device.poll_timeout();
         let timer = async {
@@ -64,9 +70,11 @@ pub async fn run(
             _ = terminate.recv() => return Ok(Ending::Signal),
             _ = interrupt.recv() => return Ok(Ending::Signal),
             () = timers_changed.notified() => {}
+            _ = tick.tick() => control.borrow_mut().tick(),
             () = timer => control.borrow_mut().timeout(),
             Some(notice) = queues.notices.recv() => match notice {
                 Notice::Attend(peer) => control.borrow_mut().attend(peer),
+                Notice::ReceiverFailed { ifindex } => control.borrow_mut().receiver_failed(ifindex),
                 Notice::DeviceGone => return Ok(Ending::DeviceGone),
             },
             Some(message) = queues.handshakes.recv() => {
@@ -100,7 +108,7 @@ fn follow(control: &mut Control, happening: Happening) -> Option<Ending> {
         Happening::Link(LinkEvent::Mtu(mtu)) => control.set_mtu(mtu),
         Happening::Link(LinkEvent::Moved) => tracing::info!("device moved to another namespace"),
         Happening::Link(LinkEvent::Gone) => return Some(Ending::DeviceGone),
-        Happening::Routes => control.check_sources(),
+        Happening::Routes => control.host_changed(),
         Happening::SocketRemoved => return Some(Ending::SocketRemoved),
     }
     None

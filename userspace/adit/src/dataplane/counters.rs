@@ -99,6 +99,12 @@ counters! {
         udp_receives,
         /// Datagrams in those messages.
         udp_received_datagrams,
+        /// Those of them that are data messages of a live session.
+        udp_received_data,
+        /// Datagrams from AF_XDP sockets.
+        xsk_received_datagrams,
+        /// Those of them that are data messages of a live session.
+        xsk_received_data,
         /// `recvmmsg` system calls that returned something.
         udp_receive_calls,
         /// Writes to the TUN device.

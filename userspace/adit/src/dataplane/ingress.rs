@@ -8,15 +8,15 @@ use adit_kernel::alloc::allocations_on_this_thread;
 use adit_kernel::clock;
 use adit_kernel::poll::{Interest, PollFd, poll};
 use adit_kernel::udp::{Received, RecvBatch, UdpSocket, UdpSockets};
+use adit_kernel::xsk::Receiver;
 use adit_packet::aead::{Record, TAG_LEN, open_batch};
-use adit_packet::coalesce::{Coalescer, Offloads};
 use adit_packet::ecn;
 use adit_protocol::message::{DATA_HEADER_LEN, DataHeader, MessageType};
 use adit_protocol::{Endpoint, InnerPacket, Instant, Source};
 use arrayvec::ArrayVec;
 
 use super::tun_writer::TunWriter;
-use super::{Dataplane, HandshakeMessage, Notice};
+use super::{Dataplane, HandshakeMessage, Notice, ReceiverChange};
 
 /// Messages of one `recvmmsg`, each up to 64 datagrams. More would leave the L2 cache before they
 /// are opened.
@@ -28,6 +28,9 @@ const GROUP: usize = 128;
 /// Inner packets that are coalesced together.
 const PACKETS: usize = 256;
 
+/// AF_XDP sockets at most; those beyond are closed, and their queues' packets go to the UDP socket.
+const RECEIVERS: usize = 128;
+
 /// The ingress thread's state.
 #[derive(Debug)]
 pub(super) struct Ingress {
@@ -35,9 +38,20 @@ pub(super) struct Ingress {
     writer: TunWriter,
 }
 
+/// Which of the things waited for have something.
+#[derive(Debug, Default)]
+struct Ready {
+    /// The control thread has changed sockets or receivers.
+    changes: bool,
+    /// Positions among the receivers.
+    failed: ArrayVec<usize, RECEIVERS>,
+    /// IPv4 and IPv6, as the sockets iterate.
+    udp: ArrayVec<bool, 2>,
+}
+
 impl Ingress {
-    pub(super) fn new(shared: Arc<Dataplane>, offloads: Offloads) -> Self {
-        let writer = TunWriter::new(Arc::clone(&shared), Coalescer::new(offloads));
+    pub(super) fn new(shared: Arc<Dataplane>) -> Self {
+        let writer = TunWriter::new(Arc::clone(&shared));
         Self { shared, writer }
     }
 
@@ -45,18 +59,30 @@ impl Ingress {
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let mut batch = RecvBatch::new(MESSAGES);
+        let mut receivers: ArrayVec<Box<Receiver>, RECEIVERS> = ArrayVec::new();
         let allocations_before = allocations_on_this_thread();
         while !shared.is_stopping() {
             let sockets = shared.sockets.load_full();
-            if let Err(error) = self.wait(sockets.as_deref()) {
-                tracing::error!(%error, "cannot wait for the UDP sockets");
-                return shared.notify(Notice::DeviceGone);
-            }
-            let Some(sockets) = sockets else {
-                continue;
+            let ready = match self.wait(sockets.as_deref(), &receivers) {
+                Ok(ready) => ready,
+                Err(error) => {
+                    tracing::error!(%error, "cannot wait for the UDP sockets");
+                    return shared.notify(Notice::DeviceGone);
+                }
             };
-            for socket in sockets.iter() {
+            for receiver in &mut receivers {
+                self.drain_receiver(receiver);
+            }
+            let sockets = sockets.as_deref().into_iter().flat_map(UdpSockets::iter);
+            for (socket, _) in sockets.zip(ready.udp).filter(|(_, ready)| *ready) {
                 self.drain(socket, &mut batch);
+            }
+            for position in ready.failed.into_iter().rev() {
+                let ifindex = receivers.remove(position).options().ifindex;
+                shared.notify(Notice::ReceiverFailed { ifindex });
+            }
+            if ready.changes {
+                change(&mut receivers, shared.take_receiver_changes());
             }
             if self.writer.is_device_gone() {
                 return shared.notify(Notice::DeviceGone);
@@ -67,26 +93,40 @@ impl Ingress {
     }
 
     /// Blocks until a socket is readable or the control thread has something new for us.
-    fn wait(&self, sockets: Option<&UdpSockets>) -> io::Result<()> {
+    fn wait(&self, sockets: Option<&UdpSockets>, receivers: &[Box<Receiver>]) -> io::Result<Ready> {
         let wake = &self.shared.wake_ingress;
-        let mut sources: ArrayVec<PollFd<'_>, 3> = ArrayVec::new();
+        let mut sources: ArrayVec<PollFd<'_>, { RECEIVERS + 3 }> = ArrayVec::new();
         sources.push(PollFd::new(wake.as_fd(), Interest::Read));
+        for receiver in receivers {
+            sources.push(PollFd::new(receiver.as_fd(), Interest::Read));
+        }
         for socket in sockets.into_iter().flat_map(UdpSockets::iter) {
             sources.push(PollFd::new(socket.as_fd(), Interest::Read));
         }
         poll(&mut sources, None)?;
-        let _ = wake.clear();
-        Ok(())
+        let (receivers, sockets) = sources[1..].split_at(receivers.len());
+        let failed = receivers
+            .iter()
+            .enumerate()
+            .filter(|(_, source)| source.failed());
+        Ok(Ready {
+            changes: wake.clear(),
+            failed: failed.map(|(position, _)| position).collect(),
+            udp: sockets.iter().map(PollFd::readable).collect(),
+        })
     }
 
     fn drain(&mut self, socket: &UdpSocket, batch: &mut RecvBatch) {
         for _ in 0..ROUNDS {
             match batch.recv(socket) {
                 Ok(messages) => {
-                    let counters = &self.shared.counters.ingress;
+                    let shared = Arc::clone(&self.shared);
+                    let counters = &shared.counters.ingress;
                     counters.udp_receive_calls.add(1);
                     counters.udp_receives.add_len(messages);
-                    self.process(batch);
+                    let count = self.process(batch.messages());
+                    counters.udp_received_datagrams.add_len(count.datagrams);
+                    counters.udp_received_data.add_len(count.data);
                     if messages < MESSAGES {
                         return;
                     }
@@ -98,33 +138,55 @@ impl Ingress {
         }
     }
 
+    fn drain_receiver(&mut self, receiver: &mut Receiver) {
+        for _ in 0..ROUNDS {
+            let count = receiver.receive(|frames| {
+                self.process(frames.iter_mut().map(|frame| Received {
+                    from: frame.from,
+                    local: Some((frame.local, frame.ifindex)),
+                    ecn: frame.ecn,
+                    segment_size: frame.segment_size,
+                    data: &mut *frame.data,
+                    truncated: false,
+                }))
+            });
+            let Some(count) = count else {
+                return;
+            };
+            let counters = &self.shared.counters.ingress;
+            counters.xsk_received_datagrams.add_len(count.datagrams);
+            counters.xsk_received_data.add_len(count.data);
+        }
+    }
+
     /// Opens what was received and writes what is inside to the TUN device.
-    fn process(&mut self, batch: &mut RecvBatch) {
+    fn process<'a>(&mut self, messages: impl Iterator<Item = Received<'a>>) -> Count {
         let shared = Arc::clone(&self.shared);
         let counters = &shared.counters.ingress;
         let now = Instant::from_nanos(clock::boottime_ns());
         let mut packets = Packets::new();
         let mut group = Group::default();
-        for message in batch.messages() {
+        let mut count = Count::default();
+        for message in messages {
             if message.truncated {
                 counters.drop_ingress_truncated.add(1);
                 continue;
             }
             if message.data.is_empty() {
-                counters.udp_received_datagrams.add(1);
+                count.datagrams += 1;
                 counters.drop_ingress_empty.add(1);
                 continue;
             }
             let origin = Origin::of(&message);
             for datagram in message.data.chunks_mut(message.segment_size) {
-                counters.udp_received_datagrams.add(1);
+                count.datagrams += 1;
                 let Some(header) = DataHeader::parse(datagram) else {
                     self.handshake(&origin, datagram);
                     continue;
                 };
                 let body = &mut datagram[DATA_HEADER_LEN..];
                 if group.records.is_full() || !group.takes(header.receiver_index, &origin) {
-                    self.open(now, &mut group, &mut packets);
+                    count.data += self.open(now, &mut group, &mut packets);
                     group.start(header.receiver_index, &origin);
                 }
                 group.records.push(Record {
@@ -134,8 +196,9 @@ impl Ingress {
                 });
             }
         }
-        self.open(now, &mut group, &mut packets);
+        count.data += self.open(now, &mut group, &mut packets);
         self.writer.write(&mut packets);
+        count
     }
 
     fn handshake(&self, origin: &Origin, datagram: &[u8]) {
@@ -155,9 +218,15 @@ impl Ingress {
     }
 
     /// Opens the datagrams of one session, and hands on the inner packets that pass every check.
-    fn open<'a>(&mut self, now: Instant, group: &mut Group<'a>, packets: &mut Packets<'a>) {
+    /// Returns how many were for a live session.
+    fn open<'a>(
+        &mut self,
+        now: Instant,
+        group: &mut Group<'a>,
+        packets: &mut Packets<'a>,
+    ) -> usize {
         if group.records.is_empty() {
-            return;
+            return 0;
         }
         let shared = &self.shared;
         let counters = &shared.counters.ingress;
@@ -165,12 +234,15 @@ impl Ingress {
             counters
                 .drop_ingress_unknown_index
                 .add_len(group.records.len());
-            return group.records.clear();
+            group.records.clear();
+            return 0;
         };
         if !session.can_receive(now) {
             counters.drop_ingress_expired.add_len(group.records.len());
-            return group.records.clear();
+            group.records.clear();
+            return 0;
         }
+        let datagrams = group.records.len();
         open_batch(session.receiving_key().batch(), &mut group.records);
         {
             let mut replay = session.replay();
@@ -187,7 +259,7 @@ impl Ingress {
             });
         }
         if group.records.is_empty() {
-            return;
+            return datagrams;
         }
         let link = session.peer();
         let mut bytes = 0;
@@ -230,7 +302,31 @@ impl Ingress {
         if link.received(now, &session, data_packets, bytes as u64) {
             shared.notify(Notice::Attend(link.id()));
         }
+        datagrams
     }
+}
+
+/// Carries out what the control thread asks for.
+fn change(receivers: &mut ArrayVec<Box<Receiver>, RECEIVERS>, changes: Vec<ReceiverChange>) {
+    for change in changes {
+        match change {
+            ReceiverChange::Add(receiver) => {
+                // One that does not fit is closed, and the kernel takes it out of the map.
+                let _ = receivers.try_push(receiver);
+            }
+            ReceiverChange::Remove { ifindex } => {
+                receivers.retain(|receiver| receiver.options().ifindex != ifindex);
+            }
+        }
+    }
+}
+
+/// What a batch held.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    datagrams: usize,
+    /// Data messages for a live session.
+    data: usize,
 }
 
 /// Inner packets on their way to the TUN device.

@@ -20,13 +20,14 @@ pub mod transport;
 mod tun_writer;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use adit_kernel::event::EventFd;
 use adit_kernel::tun::Tun;
 use adit_kernel::udp::UdpSockets;
+use adit_kernel::xsk::Receiver;
 use adit_packet::coalesce::Offloads;
 use adit_protocol::{Endpoint, PeerId};
 use anyhow::Context as _;
@@ -80,6 +81,23 @@ pub enum Notice {
     Attend(PeerId),
     /// The TUN device does not exist any more.
     DeviceGone,
+    /// An AF_XDP socket of this interface cannot be used any more and was closed.
+    ReceiverFailed {
+        /// Index of the interface.
+        ifindex: u32,
+    },
+}
+
+/// What the control thread changes about the ingress thread's AF_XDP sockets.
+#[derive(Debug)]
+pub enum ReceiverChange {
+    /// Receive from this one, too.
+    Add(Box<Receiver>),
+    /// Close those of an interface.
+    Remove {
+        /// Index of the interface.
+        ifindex: u32,
+    },
 }
 
 /// The control thread's end of the queues.
@@ -89,6 +107,13 @@ pub struct Queues {
     pub notices: mpsc::UnboundedReceiver<Notice>,
     /// Handshake messages; bounded by [`HANDSHAKE_QUEUE`].
     pub handshakes: mpsc::Receiver<HandshakeMessage>,
+}
+
+/// Kinds of coalesced packets that the kernel does not take.
+#[derive(Debug, Default)]
+struct GroRefused {
+    tcp: AtomicBool,
+    udp: AtomicBool,
 }
 
 /// What the data threads and the control thread share.
@@ -104,6 +129,8 @@ pub struct Dataplane {
     pub routes: ArcSwap<Routes>,
     sessions: Arc<SessionTable>,
     mtu: AtomicU32,
+    receiver_changes: Mutex<Vec<ReceiverChange>>,
+    gro_refused: GroRefused,
     notices: mpsc::UnboundedSender<Notice>,
     handshakes: mpsc::Sender<HandshakeMessage>,
     wake_egress: EventFd,
@@ -131,6 +158,8 @@ impl Dataplane {
             routes: ArcSwap::new(routes),
             sessions,
             mtu: AtomicU32::new(mtu),
+            receiver_changes: Mutex::default(),
+            gro_refused: GroRefused::default(),
             notices,
             handshakes,
             wake_egress: EventFd::new()?,
@@ -158,6 +187,56 @@ impl Dataplane {
     pub fn replace_sockets(&self, sockets: Option<Arc<UdpSockets>>) {
         self.sockets.store(sockets);
         self.wake_ingress.signal();
+    }
+
+    /// Gives the ingress thread an AF_XDP socket, or takes some away.
+    pub fn change_receivers(&self, change: ReceiverChange) {
+        self.receiver_changes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(change);
+        self.wake_ingress.signal();
+    }
+
+    fn take_receiver_changes(&self) -> Vec<ReceiverChange> {
+        std::mem::take(
+            &mut *self
+                .receiver_changes
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+
+    /// Finds out whether this kernel takes coalesced packets from us, which some do not (6.6.44,
+    /// 6.10.3). Only possible while the device is up.
+    pub fn probe_gro(&self) {
+        let refused = |probe: io::Result<bool>, kind| {
+            let refused = matches!(probe, Ok(false));
+            if refused {
+                tracing::info!(
+                    kind,
+                    "the kernel takes no coalesced packets from the TUN device"
+                );
+            }
+            refused
+        };
+        let tcp = refused(self.tun.probe_gro_write(), "TCP");
+        self.gro_refused.tcp.store(tcp, Ordering::Relaxed);
+        let udp = refused(self.tun.probe_udp_gro_write(), "UDP");
+        self.gro_refused.udp.store(udp, Ordering::Relaxed);
+    }
+
+    /// What may be coalesced on the way to the TUN device.
+    fn write_offloads(&self) -> Offloads {
+        let granted = self.tun.offloads();
+        let tcp = !self.gro_refused.tcp.load(Ordering::Relaxed);
+        let udp = !self.gro_refused.udp.load(Ordering::Relaxed);
+        Offloads {
+            tcp4: granted.tso4 && tcp,
+            tcp6: granted.tso6 && tcp,
+            udp4: granted.uso4 && udp,
+            udp6: granted.uso6 && udp,
+        }
     }
 
     fn is_stopping(&self) -> bool {
@@ -188,15 +267,8 @@ impl Threads {
     /// # Errors
     /// When the system gives no more threads.
     pub fn start(shared: &Arc<Dataplane>) -> anyhow::Result<Self> {
-        let granted = shared.tun.offloads();
-        let offloads = Offloads {
-            tcp4: granted.tso4,
-            tcp6: granted.tso6,
-            udp4: granted.uso4,
-            udp6: granted.uso6,
-        };
         let egress = egress::Egress::new(Arc::clone(shared));
-        let ingress = ingress::Ingress::new(Arc::clone(shared), offloads);
+        let ingress = ingress::Ingress::new(Arc::clone(shared));
         let mut started = Self {
             shared: Arc::clone(shared),
             threads: Vec::new(),

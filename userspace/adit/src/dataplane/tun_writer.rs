@@ -14,15 +14,19 @@ use super::ingress::Packets;
 #[derive(Debug)]
 pub(super) struct TunWriter {
     shared: Arc<Dataplane>,
+    offloads: Offloads,
     coalescer: Coalescer,
     fallback: Fallback,
     device_gone: bool,
 }
 
 impl TunWriter {
-    pub(super) fn new(shared: Arc<Dataplane>, coalescer: Coalescer) -> Self {
+    pub(super) fn new(shared: Arc<Dataplane>) -> Self {
+        let offloads = shared.write_offloads();
+        let coalescer = Coalescer::new(offloads);
         Self {
             shared,
+            offloads,
             coalescer,
             fallback: Fallback::new(),
             device_gone: false,
@@ -39,11 +43,17 @@ impl TunWriter {
         if packets.is_empty() {
             return;
         }
+        let offloads = self.shared.write_offloads();
+        if offloads != self.offloads {
+            self.offloads = offloads;
+            self.coalescer = Coalescer::new(offloads);
+        }
         let Self {
             shared,
             coalescer,
             fallback,
             device_gone,
+            ..
         } = self;
         let counters = &shared.counters.ingress;
         let mut refused = false;
@@ -53,7 +63,6 @@ impl TunWriter {
                 return counters.tun_written_packets.add_len(merged);
             };
             *device_gone |= !shared.tun.attached();
-            // Some kernels refuse every write with a GSO header (6.6.44, 6.10.3).
             if merged > 1 && error.kind() == io::ErrorKind::InvalidInput {
                 refused = true;
                 let written = fallback.write_singly(shared, parts);
@@ -68,10 +77,8 @@ impl TunWriter {
         });
         packets.clear();
         if refused {
-            tracing::warn!(
-                "this kernel refuses coalesced writes to the TUN device; writing single packets"
-            );
-            *coalescer = Coalescer::new(Offloads::default());
+            // Was it this packet, or does the kernel take none at all?
+            shared.probe_gro();
         }
     }
 }

@@ -1,0 +1,361 @@
+//! One underlay interface.
+
+use std::fmt::Write as _;
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use adit_kernel::bpf::{AttachError, LinkState, Steering, XdpMode};
+use adit_kernel::clock;
+use adit_kernel::netlink::Link;
+use adit_kernel::xsk::{FrameSize, Receiver, ReceiverOptions, Umem, XskError};
+use adit_protocol::Instant;
+
+use super::options::{self, Datapath, Options};
+use crate::dataplane::{Dataplane, ReceiverChange};
+use crate::error_chain;
+
+/// Frames of each AF_XDP socket: what a few TCP windows of MTU-sized packets need.
+const FRAMES: u32 = 4096;
+/// RX queues that get a socket; packets of further ones go to the UDP socket.
+const QUEUES: u32 = 64;
+/// What was lost is tried again after so long, then after twice as long, up to
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// this.
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// How an interface's packets come in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// XDP steers to AF_XDP sockets.
+    Attached {
+        /// Where the program runs.
+        mode: XdpMode,
+        /// All sockets receive without a copy.
+        zero_copy: bool,
+        /// Sockets, one per RX queue.
+        queues: u32,
+    },
+    /// By the UDP socket, as the options ask or as is faster.
+    Unsteered {
+        /// Why, unless the options say so.
+        note: Option<&'static str>,
+    },
+    /// By the UDP socket, though AF_XDP was wanted.
+    Refused {
+        /// Why.
+        reason: String,
+        /// When to try again.
+        retry_at: Instant,
+        /// How long was waited for that.
+        waited: Duration,
+    },
+}
+
+/// An interface that carries the tunnel.
+#[derive(Debug)]
+pub(super) struct Device {
+    link: Link,
+    state: State,
+}
+
+/// Measured: a veth whose other end runs native XDP takes no GSO packets, so the sender's kernel
+/// makes 45 packets out of one, which costs more than AF_XDP saves (ARCHITECTURE.md).
+const VETH: &str =
+    "the UDP socket is faster on veth, which loses GSO to XDP; --datapath xdp overrules this";
+
+/// Why there are no sockets for an interface.
+#[derive(Debug, thiserror::Error)]
+enum AttachFailure {
+    #[error("no memory for packets")]
+    Memory(#[source] std::io::Error),
+    #[error("AF_XDP socket for RX queue {queue}")]
+    Socket {
+        queue: u32,
+        #[source]
+        source: XskError,
+    },
+    #[error(transparent)]
+    Map(#[from] adit_kernel::bpf::MapError),
+    #[error(transparent)]
+    Program(#[from] AttachError),
+}
+
+impl Device {
+    /// Attaches the counting programs and, if the options ask for it, XDP.
+    pub(super) fn attach(
+        steering: &mut Steering,
+        shared: &Dataplane,
+        options: &Options,
+        link: &Link,
+    ) -> Self {
+        if let Err(error) = steering.attach_tc(link.index, shared.tun.name(), None) {
+            tracing::info!(
+                device = link.name,
+                error = error_chain(&error),
+                "flows are not counted"
+            );
+        }
+        let mut device = Self {
+            link: link.clone(),
+            state: State::Unsteered { note: None },
+        };
+        match options.datapath {
+            Datapath::Socket => {}
+            Datapath::Auto if link.kind.as_deref() == Some("veth") => {
+                device.state = State::Unsteered { note: Some(VETH) };
+            }
+            Datapath::Auto | Datapath::Xdp => {
+                device.state = device.steer(steering, shared, options, None);
+            }
+        }
+        device
+    }
+
+    /// An interface that cannot be attached to for a reason of the host's.
+    pub(super) fn refused(link: &Link, reason: String) -> Self {
+        let retry_at = instant() + LAST_RETRY;
+        let state = State::Refused {
+            reason,
+            retry_at,
+            waited: LAST_RETRY,
+        };
+        Self {
+            link: link.clone(),
+            state,
+        }
+    }
+
+    pub(super) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Tries native and generic mode as far as the options allow. `previous` is why, and how long,
+    /// it was not steered until now; the same reason is not logged again.
+    fn steer(
+        &self,
+        steering: &mut Steering,
+        shared: &Dataplane,
+        options: &Options,
+        previous: Option<(&str, Duration)>,
+    ) -> State {
+        let modes: &[XdpMode] = match (options.xdp_mode, options.datapath) {
+            (options::XdpMode::Native, _) | (options::XdpMode::Auto, Datapath::Auto) => {
+                &[XdpMode::Native]
+            }
+            (options::XdpMode::Generic, _) => &[XdpMode::Generic],
+            (options::XdpMode::Auto, _) => &[XdpMode::Native, XdpMode::Generic],
+        };
+        let mut reason = String::new();
+        for &mode in modes {
+            match self.attach_mode(steering, shared, mode) {
+                Ok(state) => {
+                    tracing::info!(device = self.link.name, ?mode, "packets come in by AF_XDP");
+                    return state;
+                }
+                Err(error) => {
+                    tracing::debug!(
+                        device = self.link.name,
+                        ?mode,
+                        error = error_chain(&error),
+                        "XDP"
+                    );
+                    reason = error_chain(&error);
+                }
+            }
+        }
+        let waited = match previous {
+            Some((before, waited)) if before == reason => (waited * 2).min(LAST_RETRY),
+            _ => {
+                let device = &self.link.name;
+                if options.datapath == Datapath::Xdp {
+                    tracing::error!(
+                        device,
+                        reason,
+                        "packets come in by the UDP socket, not AF_XDP"
+                    );
+                } else {
+                    tracing::info!(device, reason, "packets come in by the UDP socket");
+                }
+                FIRST_RETRY
+            }
+        };
+        State::Refused {
+            reason,
+            retry_at: instant() + waited,
+            waited,
+        }
+    }
+
+    fn attach_mode(
+        &self,
+        steering: &mut Steering,
+        shared: &Dataplane,
+        mode: XdpMode,
+    ) -> Result<State, AttachFailure> {
+        let ifindex = self.link.index;
+        let frame_size = FrameSize::for_mtu(self.link.mtu);
+        let receivers = self.receivers(frame_size, mode)?;
+        let queues = u32::try_from(receivers.len()).unwrap_or(QUEUES);
+        let zero_copy = receivers
+            .iter()
+            .all(|receiver| receiver.is_zero_copy().unwrap_or(false));
+        // The sockets are in the map before the first packet can be steered to them.
+        let attached = (|| {
+            steering.add_device(ifindex, queues, frame_size.capacity())?;
+            for receiver in &receivers {
+                steering.set_socket(ifindex, receiver.options().queue, receiver.as_fd())?;
+            }
+            Ok(steering.attach_xdp(ifindex, mode)?)
+        })();
+        if let Err(error) = attached {
+            let _ = steering.remove_device(ifindex);
+            return Err(error);
+        }
+        for receiver in receivers {
+            shared.change_receivers(ReceiverChange::Add(Box::new(receiver)));
+        }
+        Ok(State::Attached {
+            mode,
+            zero_copy,
+            queues,
+        })
+    }
+
+    /// A socket for each RX queue that is in use.
+    fn receivers(
+        &self,
+        frame_size: FrameSize,
+        mode: XdpMode,
+    ) -> Result<Vec<Receiver>, AttachFailure> {
+        let queues = self.link.rx_queues.clamp(1, QUEUES);
+        let umem = Umem::new(queues * FRAMES, frame_size).map_err(AttachFailure::Memory)?;
+        let mut receivers: Vec<Receiver> = Vec::new();
+        for queue in 0..queues {
+            let options = ReceiverOptions {
+                ifindex: self.link.index,
+                queue,
+                frames: queue * FRAMES..(queue + 1) * FRAMES,
+                generic: mode == XdpMode::Generic,
+            };
+            let opened = match receivers.first() {
+                Some(first) => first.open_shared(options),
+                None => Receiver::open(&umem, options),
+            };
+            match opened {
+                Ok(receiver) => receivers.push(receiver),
+                // An interface may have been made for more queues than it uses.
+                Err(_) if queue > 0 => break,
+                Err(source) => return Err(AttachFailure::Socket { queue, source }),
+            }
+        }
+        Ok(receivers)
+    }
+
+    /// Notices that XDP was taken away, and tries again what was refused or lost.
+    pub(super) fn check(
+        &mut self,
+        now: Instant,
+        steering: &mut Steering,
+        shared: &Dataplane,
+        options: &Options,
+    ) {
+        match &self.state {
+            State::Unsteered { .. } => {}
+            State::Attached { .. } => match steering.xdp_state(self.link.index) {
+                Ok(LinkState::Attached) => {}
+                Ok(LinkState::Detached) => {
+                    self.lose(now, steering, shared, "the XDP program was detached");
+                }
+                Ok(LinkState::Replaced(_)) => {
+                    self.lose(
+                        now,
+                        steering,
+                        shared,
+                        "the XDP program was replaced by another",
+                    );
+                }
+                Err(error) => tracing::debug!(%error, "state of the XDP link"),
+            },
+            State::Refused { retry_at, .. } if *retry_at > now => {}
+            State::Refused { reason, waited, .. } => {
+                let previous = (reason.as_str(), *waited);
+                self.state = self.steer(steering, shared, options, Some(previous));
+            }
+        }
+    }
+
+    /// Goes back to the UDP socket for a while.
+    pub(super) fn lose(
+        &mut self,
+        now: Instant,
+        steering: &mut Steering,
+        shared: &Dataplane,
+        reason: &str,
+    ) {
+        if !matches!(self.state, State::Attached { .. }) {
+            return;
+        }
+        tracing::warn!(
+            device = self.link.name,
+            reason,
+            "packets come in by the UDP socket for now"
+        );
+        self.unsteer(steering, shared);
+        self.state = State::Refused {
+            reason: reason.to_owned(),
+            retry_at: now + FIRST_RETRY,
+            waited: FIRST_RETRY,
+        };
+    }
+
+    /// Takes everything of ours off the interface.
+    pub(super) fn detach(mut self, steering: &mut Steering, shared: &Dataplane) {
+        self.unsteer(steering, shared);
+        steering.detach_tc(self.link.index);
+    }
+
+    fn unsteer(&mut self, steering: &mut Steering, shared: &Dataplane) {
+        steering.detach_xdp(self.link.index);
+        if let Err(error) = steering.remove_device(self.link.index) {
+            tracing::debug!(error = error_chain(&error), "XDP device");
+        }
+        shared.change_receivers(ReceiverChange::Remove {
+            ifindex: self.link.index,
+        });
+    }
+
+    /// Appends the interface to the answer of `get=1`.
+    pub(super) fn describe(&self, answer: &mut String) {
+        let name = &self.link.name;
+        // Writing to a String cannot fail.
+        let _ = match &self.state {
+            State::Attached {
+                mode,
+                zero_copy,
+                queues,
+            } => {
+                let mode = match mode {
+                    XdpMode::Native => "native",
+                    XdpMode::Generic => "generic",
+                };
+                let copy = if *zero_copy { "zerocopy" } else { "copy" };
+                writeln!(answer, "adit_xdp={name} {mode} {copy} {queues}")
+            }
+            State::Unsteered { note: None } => Ok(()),
+            State::Unsteered { note: Some(note) } => {
+                writeln!(answer, "adit_datapath_note={name}: {note}")
+            }
+            State::Refused { reason, .. } => {
+                writeln!(
+                    answer,
+                    "adit_datapath_note={name}: {}",
+                    reason.replace('\n', " ")
+                )
+            }
+        };
+    }
+}
+
+fn instant() -> Instant {
+    Instant::from_nanos(clock::boottime_ns())
+}

@@ -1,0 +1,345 @@
+//! The eBPF half of the data path, from the control thread's side: which interfaces carry the
+//! tunnel, whether XDP steers their packets to AF_XDP sockets, and what to do when that ends.
+//!
+//! Nothing here is needed for the tunnel to work. Whatever is missing or lost, packets reach the
+//! UDP socket by themselves; this module notices, says so once, and tries again.
+//!
+//! - [`options`]: what the command line asks for.
+//! - [`device`]: one underlay interface: attaching, watching, detaching.
+
+mod device;
+pub mod options;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use adit_kernel::bpf::{Listener, LoadOptions, RateLimit, Sessions, Steering};
+use adit_kernel::netlink::{self, Link};
+use adit_protocol::{Endpoint, Instant, PeerId};
+use anyhow::{Context as _, Result};
+
+use self::device::{Device, State};
+use self::options::{Datapath, Options, Underlay};
+use crate::dataplane::Dataplane;
+use crate::error_chain;
+
+/// What the tunnel's UDP sockets look like to the outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sockets {
+    /// The listen port.
+    pub port: u16,
+    /// The firewall mark, for route look-ups.
+    pub mark: u32,
+}
+
+/// The loaded programs and the interfaces they are on.
+#[derive(Debug)]
+pub struct Steerer {
+    options: Options,
+    shared: Arc<Dataplane>,
+    programs: Option<Programs>,
+    devices: BTreeMap<u32, Device>,
+    listeners: Vec<Listener>,
+    under_load: bool,
+    /// Why there are no programs.
+    note: Option<String>,
+}
+
+#[derive(Debug)]
+struct Programs {
+    steering: Steering,
+    sessions: Sessions,
+}
+
+impl Steerer {
+    /// Loads the programs and pins their maps for tunnel `interface`.
+    ///
+    /// # Errors
+    /// Only when the options demand XDP: then what it lacks is said at the start.
+    pub fn start(options: Options, interface: &str, shared: Arc<Dataplane>) -> Result<Self> {
+        let loaded = Programs::load(interface);
+        let (programs, note) = match loaded {
+            Ok(programs) => (Some(programs), None),
+            Err(error) if options.datapath == Datapath::Xdp => {
+                return Err(error.context("--datapath xdp cannot be had"));
+            }
+            Err(error) => {
+                let reason = format!("{error:#}");
+                tracing::info!(
+                    reason,
+                    "no eBPF: packets come in by the UDP socket, uncounted"
+                );
+                (None, Some(reason))
+            }
+        };
+        let mut steerer = Self {
+            options,
+            shared,
+            programs,
+            devices: BTreeMap::new(),
+            listeners: Vec::new(),
+            under_load: false,
+            note,
+        };
+        steerer.demand_named_devices()?;
+        Ok(steerer)
+    }
+
+    /// `--datapath xdp --underlay DEV`: what is demanded of a device that is named is tried before
+    /// anything depends on it.
+    fn demand_named_devices(&mut self) -> Result<()> {
+        let Underlay::Devices(names) = &self.options.underlay else {
+            return Ok(());
+        };
+        if self.options.datapath != Datapath::Xdp {
+            return Ok(());
+        }
+        for name in names.clone() {
+            let link = netlink::link_by_name(&name)
+                .with_context(|| format!("--underlay {name}"))?
+                .with_context(|| format!("--underlay {name}: there is no such interface"))?;
+            let device = self.attach(&link);
+            if let State::Refused { reason, .. } = device.state() {
+                anyhow::bail!("--datapath xdp cannot be had on {name}: {reason}");
+            }
+            self.devices.insert(link.index, device);
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, link: &Link) -> Device {
+        match &mut self.programs {
+            Some(programs) => {
+                Device::attach(&mut programs.steering, &self.shared, &self.options, link)
+            }
+            None => Device::refused(link, "the programs are not loaded".to_owned()),
+        }
+    }
+
+    /// Makes a session's index known to XDP. Called before the peer can know it.
+    pub fn session_added(&mut self, receiver_index: u32, peer: PeerId) {
+        let Some(programs) = &mut self.programs else {
+            return;
+        };
+        // The map names peers by 32 bits; only people read it.
+        let peer = u32::try_from(peer.as_u64() & u64::from(u32::MAX)).unwrap_or(0);
+        if let Err(error) = programs.sessions.insert(receiver_index, peer) {
+            tracing::warn!(
+                error = error_chain(&error),
+                "session unknown to XDP, its packets are lost there"
+            );
+        }
+    }
+
+    /// Takes a session's index back.
+    pub fn session_removed(&mut self, receiver_index: u32) {
+        if let Some(programs) = &mut self.programs
+            && let Err(error) = programs.sessions.remove(receiver_index)
+        {
+            tracing::debug!(error = error_chain(&error), "session not removed from XDP");
+        }
+    }
+
+    /// Limits handshake messages in XDP, or stops doing so.
+    pub fn set_under_load(&mut self, under_load: bool) {
+        if self.under_load == under_load {
+            return;
+        }
+        self.under_load = under_load;
+        if let Some(programs) = &mut self.programs {
+            let limit = under_load.then(RateLimit::default);
+            if let Err(error) = programs.steering.set_under_load(limit) {
+                tracing::debug!(error = error_chain(&error), "no handshake limit in XDP");
+            }
+        }
+    }
+
+    /// Brings interfaces and addresses in line with the host's: attaches to what leads to the
+    /// peers, detaches from the rest. Without sockets (the tunnel is down) nothing is steered.
+    pub fn refresh(&mut self, sockets: Option<Sockets>, endpoints: &[Endpoint]) {
+        if self.programs.is_none() {
+            return;
+        }
+        let links = match netlink::links() {
+            Ok(links) => links,
+            Err(error) => return tracing::warn!(%error, "cannot list interfaces"),
+        };
+        let wanted = match sockets {
+            Some(sockets) => self.underlay(&links, endpoints, sockets.mark),
+            None => BTreeSet::new(),
+        };
+        let unwanted: Vec<u32> = self
+            .devices
+            .keys()
+            .copied()
+            .filter(|index| !wanted.contains(index))
+            .collect();
+        for index in unwanted {
+            self.detach(index);
+        }
+        self.set_listeners(sockets);
+        for link in links.iter().filter(|link| wanted.contains(&link.index)) {
+            if !self.devices.contains_key(&link.index) {
+                let device = self.attach(link);
+                self.devices.insert(link.index, device);
+            }
+        }
+        self.steer();
+    }
+
+    /// Watches over what is attached, and tries again where it was refused or lost.
+    pub fn check(&mut self, now: Instant) {
+        let Some(programs) = &mut self.programs else {
+            return;
+        };
+        for device in self.devices.values_mut() {
+            device.check(now, &mut programs.steering, &self.shared, &self.options);
+        }
+        self.steer();
+    }
+
+    /// The ingress thread could not go on with an AF_XDP socket of this interface.
+    pub fn receiver_failed(&mut self, now: Instant, ifindex: u32) {
+        if let (Some(programs), Some(device)) = (&mut self.programs, self.devices.get_mut(&ifindex))
+        {
+            device.lose(
+                now,
+                &mut programs.steering,
+                &self.shared,
+                "its AF_XDP socket failed",
+            );
+        }
+        self.steer();
+    }
+
+    fn detach(&mut self, ifindex: u32) {
+        if let (Some(programs), Some(device)) = (&mut self.programs, self.devices.remove(&ifindex))
+        {
+            device.detach(&mut programs.steering, &self.shared);
+        }
+    }
+
+    /// Indices of the interfaces that carry the tunnel's packets.
+    fn underlay(&self, links: &[Link], endpoints: &[Endpoint], mark: u32) -> BTreeSet<u32> {
+        let suitable: BTreeSet<u32> = links
+            .iter()
+            // What arrives over loopback never left the host, and there is nothing to gain.
+            .filter(|link| !link.loopback)
+            .map(|link| link.index)
+            .collect();
+        let wanted: BTreeSet<u32> = match &self.options.underlay {
+            Underlay::Devices(names) => links
+                .iter()
+                .filter(|link| names.contains(&link.name))
+                .map(|link| link.index)
+                .collect(),
+            Underlay::Auto => {
+                let mut looked_up: BTreeMap<IpAddr, Option<u32>> = BTreeMap::new();
+                endpoints
+                    .iter()
+                    .filter_map(|endpoint| match endpoint.source {
+                        Some(source) => Some(source.interface),
+                        None => *looked_up.entry(endpoint.address.ip()).or_insert_with(|| {
+                            netlink::route_interface(endpoint.address.ip(), None, mark)
+                                .ok()
+                                .flatten()
+                        }),
+                    })
+                    .collect()
+            }
+        };
+        wanted.intersection(&suitable).copied().collect()
+    }
+
+    fn set_listeners(&mut self, sockets: Option<Sockets>) {
+        let Some(programs) = &mut self.programs else {
+            return;
+        };
+        let addresses = match sockets {
+            Some(_) => netlink::local_addresses().unwrap_or_else(|error| {
+                tracing::warn!(%error, "cannot list addresses");
+                Vec::new()
+            }),
+            None => Vec::new(),
+        };
+        let port = sockets.map_or(0, |sockets| sockets.port);
+        let mut listeners: Vec<Listener> = addresses
+            .into_iter()
+            .map(|local| Listener {
+                address: local.address,
+                port,
+                ifindex: Some(local.interface),
+            })
+            .collect();
+        listeners.sort_unstable_by_key(|listener| (listener.address, listener.ifindex));
+        if listeners == self.listeners {
+            return;
+        }
+        if let Err(error) = programs.steering.set_listeners(listeners.iter().copied()) {
+            tracing::warn!(
+                error = error_chain(&error),
+                "XDP does not know all of our addresses"
+            );
+        }
+        self.listeners = listeners;
+    }
+
+    /// Steers if there is somewhere to steer to.
+    fn steer(&mut self) {
+        let any = self
+            .devices
+            .values()
+            .any(|device| matches!(device.state(), State::Attached { .. }));
+        if let Some(programs) = &mut self.programs
+            && let Err(error) = programs.steering.set_steering(any)
+        {
+            tracing::warn!(error = error_chain(&error), "cannot switch steering");
+        }
+    }
+
+    /// Appends the data path in use to the answer of `get=1`.
+    pub fn describe(&self, answer: &mut String) {
+        let attached = self
+            .devices
+            .values()
+            .filter(|device| matches!(device.state(), State::Attached { .. }))
+            .count();
+        let path = if attached > 0 { "xdp" } else { "socket" };
+        // Writing to a String cannot fail.
+        let _ = writeln!(answer, "adit_datapath={path}");
+        for device in self.devices.values() {
+            device.describe(answer);
+        }
+        if let Some(note) = &self.note {
+            let _ = writeln!(answer, "adit_datapath_note={}", note.replace('\n', " "));
+        }
+    }
+}
+
+impl Drop for Steerer {
+    fn drop(&mut self) {
+        let indices: Vec<u32> = self.devices.keys().copied().collect();
+        for index in indices {
+            self.detach(index);
+        }
+    }
+}
+
+impl Programs {
+    fn load(interface: &str) -> Result<Self> {
+        let mut steering =
+            Steering::load(&LoadOptions::default()).context("cannot load the eBPF programs")?;
+        if let Err(error) = steering.pin(interface) {
+            tracing::info!(
+                error = error_chain(&error),
+                "counters cannot be read with bpftool: not pinned"
+            );
+        }
+        let sessions = steering
+            .sessions()
+            .context("cannot reach the sessions map")?;
+        Ok(Self { steering, sessions })
+    }
+}
