@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::command::wait_child;
-use crate::wait::wait_for;
+use crate::wait::{poll, wait_for};
 use crate::{Namespace, name, uapi};
 
 /// How long a daemon may take to be ready or to end on a busy machine.
@@ -299,7 +299,7 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         if self.running() {
             let _ = self.signal(Signal::SIGTERM);
-            if wait_child(&mut self.child, Duration::from_secs(3)).is_err() {
+            if poll(Duration::from_secs(3), || (!self.running()).then_some(())).is_none() {
                 let _ = self.child.kill();
                 let _ = self.child.wait();
             }

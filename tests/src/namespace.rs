@@ -12,7 +12,7 @@ use nix::unistd::{Pid, Uid};
 
 use crate::command::{run, run_with_input};
 use crate::name;
-use crate::wait::wait_until;
+use crate::wait::poll;
 
 /// Where `ip netns` keeps its namespaces.
 const DIRECTORY: &str = "/run/netns";
@@ -161,18 +161,28 @@ pub fn require_root() -> Result<()> {
 }
 
 fn delete(name: &str) {
-    // Nobody is left to report a failure to; the next run sweeps.
-    let _ = run(Command::new("ip").args(["netns", "delete", name]));
+    // Nobody is left to report a failure to; the next run sweeps. Not `run`, which an interruption ends: cleaning up
+    // is what an interrupted program still has to do.
+    let _ = ip_netns(["delete", name]);
 }
 
 fn pids(name: &str) -> Vec<i32> {
-    run(Command::new("ip").args(["netns", "pids", name]))
-        .map(|text| {
-            text.lines()
-                .filter_map(|line| line.trim().parse().ok())
+    ip_netns(["pids", name])
+        .map(|output| {
+            String::from_utf8_lossy(&output.stdout)
+                .lines()
+                .filter_map(|pid| pid.trim().parse().ok())
                 .collect()
         })
         .unwrap_or_default()
+}
+
+fn ip_netns(arguments: [&str; 2]) -> std::io::Result<std::process::Output> {
+    Command::new("ip")
+        .arg("netns")
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
 }
 
 /// Ends what runs in a namespace of ours, politely first.
@@ -192,9 +202,7 @@ fn end_processes(name: &str) {
         for pid in left {
             let _ = kill(Pid::from_raw(pid), signal);
         }
-        let _ = wait_until("processes end", Duration::from_secs(2), || {
-            others().is_empty()
-        });
+        poll(Duration::from_secs(2), || others().is_empty().then_some(()));
     }
 }
 

@@ -12,17 +12,11 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// # Errors
 /// Names `what` when `limit` is over, or when the process was told to stop ([`crate::command::interrupt`]).
 pub fn wait_for<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Option<T>) -> Result<T> {
-    let deadline = Instant::now() + limit;
-    loop {
-        if let Some(value) = check() {
-            return Ok(value);
-        }
-        crate::command::fail_if_interrupted()?;
-        if Instant::now() >= deadline {
-            bail!("not within {limit:?}: {what}");
-        }
-        std::thread::sleep(INTERVAL);
-    }
+    let waited = poll(limit, || match check() {
+        Some(value) => Some(Ok(value)),
+        None => crate::command::fail_if_interrupted().err().map(Err),
+    });
+    waited.unwrap_or_else(|| bail!("not within {limit:?}: {what}"))
 }
 
 /// Calls `check` until it is true.
@@ -31,4 +25,16 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Optio
 /// As [`wait_for`].
 pub fn wait_until(what: &str, limit: Duration, mut check: impl FnMut() -> bool) -> Result<()> {
     wait_for(what, limit, || check().then_some(()))
+}
+
+/// [`wait_for`] that an interruption does not end: for cleaning up.
+pub(crate) fn poll<T>(limit: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let value = check();
+        if value.is_some() || Instant::now() >= deadline {
+            return value;
+        }
+        std::thread::sleep(INTERVAL);
+    }
 }

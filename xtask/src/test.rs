@@ -42,8 +42,8 @@ impl Stage {
         Self::Dependencies,
         Self::Lints,
         Self::Docs,
-        Self::Unit,
         Self::Build,
+        Self::Unit,
         Self::Demo,
         Self::System,
     ];
