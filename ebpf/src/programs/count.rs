@@ -1,7 +1,7 @@
 //! Flow and drop counters.
 
 use adit_ebpf::{Direction, DropCounters, DropReason, FlowCounters, FlowKey};
-use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns};
+use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST, helpers::bpf_ktime_get_coarse_ns};
 use aya_log_ebpf::{debug, trace};
 
 use crate::maps::{DROPS, FLOWS};
@@ -10,7 +10,7 @@ use crate::maps::{DROPS, FLOWS};
 #[inline(always)]
 pub(crate) fn flow<C: EbpfContext>(ctx: &C, key: &FlowKey, packets: u64, bytes: u64) {
     // SAFETY: the helper takes no argument and only reads the clock.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
     if let Some(counters) = FLOWS.get_ptr_mut(key) {
         add(counters, packets, bytes, now);
         return;
@@ -22,7 +22,7 @@ pub(crate) fn flow<C: EbpfContext>(ctx: &C, key: &FlowKey, packets: u64, bytes: 
         last_seen_ns: now,
     };
     if FLOWS.insert(key, first, u64::from(BPF_NOEXIST)).is_ok() {
-        if key.direction == Direction::Ingress as u8 {
+        if key.direction == Direction::Ingress as u16 {
             debug!(
                 ctx,
                 "new flow: in from [{:i}]:{} to [{:i}]:{}",

@@ -1,7 +1,7 @@
 //! The limit on handshake messages per source while userspace is under load.
 
 use adit_ebpf::{Address, Bucket, Config, Family, SourceKey};
-use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_ktime_get_ns};
+use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_ktime_get_coarse_ns};
 
 use crate::maps::SOURCES;
 
@@ -28,7 +28,7 @@ pub(crate) fn admit(config: &Config, source: &Address, family: Family) -> bool {
         }
     }
     // SAFETY: the helper takes no argument and only reads the clock.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
     if let Some(bucket) = SOURCES.get_ptr_mut(key) {
         // SAFETY: the pointer comes from a lookup in this invocation. If the entry is evicted meanwhile the bucket of
         // another source is charged once, which is harmless.

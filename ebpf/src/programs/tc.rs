@@ -117,21 +117,21 @@ fn count(ctx: &TcContext, direction: Direction) -> Option<()> {
             local_address: ends.destination,
             remote_port: source_port,
             local_port: destination_port,
-            direction: direction as u8,
-            family: ends.family as u8,
+            direction: direction as u16,
+            family: ends.family as u16,
         },
         Direction::Egress => FlowKey {
             remote_address: ends.destination,
             local_address: ends.source,
             remote_port: destination_port,
             local_port: source_port,
-            direction: direction as u8,
-            family: ends.family as u8,
+            direction: direction as u16,
+            family: ends.family as u16,
         },
     };
     LISTENERS.get_ptr(ListenerKey {
         address: key.local_address,
-        port: key.local_port,
+        port: u32::from(key.local_port),
     })?;
     // What we send is ours; what comes in must name a live index before it may take an entry in `flows`.
     if let Direction::Ingress = direction {

@@ -124,7 +124,7 @@ fn outer(ctx: &XdpContext) -> Option<Outer> {
     }
     let listener = ListenerKey {
         address: outer.destination,
-        port: outer.destination_port,
+        port: u32::from(outer.destination_port),
     };
     // SAFETY: nothing in this program removes listeners; a concurrent removal at worst yields a stale value.
     let listener = unsafe { LISTENERS.get(listener) }?;
@@ -309,8 +309,8 @@ fn steer(ctx: &XdpContext, outer: &Outer, available: u64) -> u32 {
         local_address: outer.destination,
         remote_port: outer.source_port,
         local_port: outer.destination_port,
-        direction: Direction::Ingress as u8,
-        family: outer.family as u8,
+        direction: Direction::Ingress as u16,
+        family: outer.family as u16,
     };
     count::flow(ctx, &key, 1, u64::from(outer.length));
     XDP_REDIRECT

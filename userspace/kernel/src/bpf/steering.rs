@@ -276,7 +276,7 @@ impl Steering {
             map_mut(&mut self.ebpf, MAP)?;
         let key = |listener: &Listener| ListenerKey {
             address: map_address(listener.address),
-            port: listener.port,
+            port: listener.port.into(),
         };
         // Old ones go first: two may differ only in the interface, which is not part of the key.
         for gone in self.listeners.difference(&wanted) {

@@ -24,9 +24,9 @@ pub struct Flow {
     pub packets: u64,
     /// Bytes in them.
     pub bytes: u64,
-    /// CLOCK_MONOTONIC nanoseconds of the first message.
+    /// CLOCK_MONOTONIC_COARSE nanoseconds of the first message.
     pub first_seen_ns: u64,
-    /// CLOCK_MONOTONIC nanoseconds of the latest message.
+    /// CLOCK_MONOTONIC_COARSE nanoseconds of the latest message.
     pub last_seen_ns: u64,
 }
 
@@ -35,7 +35,7 @@ impl Flow {
         let total = sum(per_cpu);
         let ip = |address: [u8; 16]| {
             let address = Ipv6Addr::from(address);
-            if key.family == Family::V4 as u8 {
+            if key.family == Family::V4 as u16 {
                 address.to_canonical()
             } else {
                 IpAddr::V6(address)
@@ -44,7 +44,7 @@ impl Flow {
         Self {
             remote: SocketAddr::new(ip(key.remote_address), key.remote_port),
             local: SocketAddr::new(ip(key.local_address), key.local_port),
-            direction: if key.direction == Direction::Egress as u8 {
+            direction: if key.direction == Direction::Egress as u16 {
                 Direction::Egress
             } else {
                 Direction::Ingress
@@ -186,8 +186,8 @@ mod tests {
             local_address: map_ipv4([198, 51, 100, 2]),
             remote_port: 7000,
             local_port: 51820,
-            direction: Direction::Egress as u8,
-            family: Family::V4 as u8,
+            direction: Direction::Egress as u16,
+            family: Family::V4 as u16,
         };
         let flow = Flow::new(
             &key,
@@ -208,8 +208,8 @@ mod tests {
             local_address: address,
             remote_port: 1,
             local_port: 2,
-            direction: Direction::Ingress as u8,
-            family: Family::V6 as u8,
+            direction: Direction::Ingress as u16,
+            family: Family::V6 as u16,
         };
         let flow = Flow::new(&key, &[FlowCounters::default()]);
         assert_eq!(flow.remote, "[fd00::1]:1".parse().unwrap());
