@@ -18,7 +18,14 @@ use adit_packet::virtio::{F_NEEDS_CSUM, GSO_TCPV4, VirtioNetHeader};
 
 const BATCH: usize = 45;
 const HEADERS: usize = 40;
-const SIZES: [usize; 5] = [64, 256, 1024, 1440, 8928];
+const SIZES: [usize; 6] = [64, 256, 512, 1024, 1440, 8928];
+/// The first is what the others are compared with.
+const BACKENDS: [Backend; 4] = [
+    Backend::AwsLcRs,
+    Backend::Avx2,
+    Backend::Auto,
+    Backend::Portable,
+];
 /// Distance of the packets in memory: a power of two would make them collide in the first-level cache.
 const STRIDE: usize = 9088;
 
@@ -125,38 +132,68 @@ fn split_and_coalesce(size: usize) {
     report("coalesce", size, coalesce);
 }
 
-fn aead(backend: Backend, size: usize) {
-    let key = Key::new(backend, &[7; 32]);
-    let mut arena = vec![0; BATCH * STRIDE];
-    let mut over = |work: &dyn Fn(&mut [Record<'_>])| {
-        measure(BATCH, || {
-            let mut slots = arena.chunks_mut(STRIDE);
-            let mut records: [Record<'_>; BATCH] = std::array::from_fn(|counter| Record {
-                counter: counter as u64,
-                body: &mut slots.next().unwrap()[..size + TAG_LEN],
-                authentic: false,
-            });
-            work(&mut records);
+/// Seals and opens in batches of `batch`: the backends take turns, round by round, so that a change of the clock or a
+/// neighbour on the core hits all of them. Prints medians, and medians of the ratios to `aws-lc-rs` of the same round.
+fn aead(size: usize, batch: usize) {
+    const ROUNDS: usize = 401;
+    let packets = BATCH.next_multiple_of(batch);
+    let mut arena = vec![0; packets * STRIDE];
+    let mut records: Vec<Record<'_>> = arena
+        .chunks_mut(STRIDE)
+        .zip(0..)
+        .map(|(slot, counter)| Record {
+            counter,
+            body: &mut slot[..size + TAG_LEN],
+            authentic: false,
         })
-    };
-    let seal = over(&|records| seal_batch(&key, records));
-    // A packet opened once is no longer sealed, so opening is measured as seal and open, less the seal.
-    let both = over(&|records| {
-        seal_batch(&key, records);
-        open_batch(&key, records);
+        .collect();
+    let keys = BACKENDS.map(|backend| Key::new(backend, &[7; 32]));
+    let mut time = |key: &Key, work: fn(&Key, &mut [Record<'_>])| {
+        let start = Instant::now();
+        for batch in records.chunks_mut(batch) {
+            work(key, batch);
+        }
+        let elapsed = start.elapsed().as_secs_f64() * 1e9;
         assert!(records.iter().all(|record| record.authentic));
-    });
-    report(&format!("seal {backend}"), size, seal);
-    report(&format!("open {backend}"), size, both - seal);
+        elapsed / f64::from(u32::try_from(packets).unwrap())
+    };
+    let mut rounds: [[Vec<f64>; BACKENDS.len()]; 2] = Default::default();
+    for _ in 0..ROUNDS {
+        for (index, key) in keys.iter().enumerate() {
+            rounds[0][index].push(time(key, seal_batch));
+            rounds[1][index].push(time(key, open_batch));
+        }
+    }
+    for (what, rounds) in ["seal", "open"].into_iter().zip(&rounds) {
+        print!("{what} {size:5} bytes × {batch:2}");
+        let reference = &rounds[0];
+        for (backend, times) in BACKENDS.iter().zip(rounds) {
+            let ratio = reference.iter().zip(times).map(|(one, other)| one / other);
+            print!(
+                "  {backend} {:7.1} ns {:4.2}×",
+                median(times.clone()),
+                median(ratio.collect())
+            );
+        }
+        println!();
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 fn main() {
-    for size in SIZES {
-        split_and_coalesce(size);
-    }
-    for backend in Backend::ALL {
+    // `cargo bench -p adit-packet -- aead` leaves out the rest.
+    if !std::env::args().any(|argument| argument == "aead") {
         for size in SIZES {
-            aead(backend, size);
+            split_and_coalesce(size);
+        }
+    }
+    for size in SIZES {
+        for batch in [1, 8, BATCH] {
+            aead(size, batch);
         }
     }
 }

@@ -9,7 +9,7 @@
 //!
 //! Bytes come from peers and from local processes and are never trusted: every function here answers nonsense with
 //! an error or a verdict, never with a panic.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod aead;
 pub mod checksum;

@@ -1,0 +1,167 @@
+//! AVX2: eight packets of one length side by side, one per 32-bit lane.
+//!
+//! ```text
+//!              packet 0   1   2   3   4   5   6   7
+//!  chacha20    word 0 [ .   .   .   .   .   .   .   . ]   16 vectors, 20 rounds: a block of key stream each
+//!                 ⋮
+//!  by_packet        64 bytes of key stream for each packet, exclusive-or'ed in memory
+//!  poly1305    limb 0 [ .       .       .       . ]   2 × 5 vectors: 16 bytes of ciphertext of four packets
+//! ```
+//! Nothing here branches or indexes by a secret: what happens depends on the number of packets and their length.
+
+#![allow(
+    unsafe_code,
+    reason = "functions compiled for AVX2 are called where only run-time detection vouches for it"
+)]
+
+mod bytes;
+mod chacha20;
+mod poly1305;
+
+use std::arch::x86_64::_mm256_xor_si256;
+
+use subtle::ConstantTimeEq as _;
+use zeroize::Zeroize as _;
+
+use self::bytes::{load32, store32};
+use self::chacha20::{Block, by_packet};
+use self::poly1305::{Authenticator, CHUNK};
+use super::{KEY_LEN, Record, TAG_LEN};
+
+/// Packets side by side.
+pub(super) const LANES: usize = 8;
+
+const ZEROS: &[u8; CHUNK] = &[0; CHUNK];
+
+/// A key. Exists only on processors with AVX2.
+pub(super) struct Cipher {
+    words: [u32; 8],
+}
+
+impl Cipher {
+    /// `None` on a processor without AVX2.
+    pub(super) fn new(key: &[u8; KEY_LEN]) -> Option<Self> {
+        if !is_x86_feature_detected!("avx2") {
+            return None;
+        }
+        let (bytes, _) = key.as_chunks();
+        Some(Self {
+            words: std::array::from_fn(|word| u32::from_le_bytes(bytes[word])),
+        })
+    }
+
+    /// Seals up to [`LANES`] bodies of one length.
+    pub(super) fn seal(&self, group: &mut [&mut Record<'_>]) {
+        // SAFETY: `new` gives no `Cipher` unless the processor has AVX2.
+        let tags = unsafe { transform::<false>(&self.words, group) };
+        for (record, tag) in group.iter_mut().zip(tags) {
+            let room = record.body.last_chunk_mut::<TAG_LEN>();
+            record.authentic = room.is_some();
+            match room {
+                Some(room) => *room = tag.to_le_bytes(),
+                None => record.body.fill(0),
+            }
+        }
+    }
+
+    /// Opens up to [`LANES`] bodies of one length, and wipes the forged ones.
+    pub(super) fn open(&self, group: &mut [&mut Record<'_>]) {
+        // SAFETY: `new` gives no `Cipher` unless the processor has AVX2.
+        let tags = unsafe { transform::<true>(&self.words, group) };
+        for (record, tag) in group.iter_mut().zip(tags) {
+            record.authentic = record
+                .body
+                .last_chunk::<TAG_LEN>()
+                .is_some_and(|given| u128::from_le_bytes(*given).ct_eq(&tag).into());
+            if !record.authentic {
+                record.body.fill(0);
+            }
+        }
+    }
+}
+
+impl Drop for Cipher {
+    fn drop(&mut self) {
+        self.words.zeroize();
+    }
+}
+
+/// Encrypts or decrypts the texts in front of the tags and gives the tags they must have.
+#[target_feature(enable = "avx2")]
+fn transform<const OPEN: bool>(key: &[u32; 8], group: &mut [&mut Record<'_>]) -> [u128; LANES] {
+    let body = group.first().map_or(0, |record| record.body.len());
+    let Some(len) = body.checked_sub(TAG_LEN) else {
+        return [0; LANES];
+    };
+    // A lane without a packet has an empty text: it computes with zeros, and its results are dropped.
+    let mut counters = [0; LANES];
+    let mut texts: [&mut [[u8; CHUNK]]; LANES] = Default::default();
+    let mut tails: [&mut [u8]; LANES] = Default::default();
+    for (lane, record) in group.iter_mut().enumerate() {
+        counters[lane] = record.counter;
+        (texts[lane], tails[lane]) = record.body[..len].as_chunks_mut();
+    }
+    let cipher = chacha20::Cipher::new(key, &counters);
+    let mut authenticator = Authenticator::new(&cipher.block(0));
+
+    let full = len / CHUNK;
+    let mut number = 1;
+    for at in 0..full {
+        // Ciphertext is there before it is opened, and after it is sealed.
+        let block = match if OPEN { Some(at) } else { at.checked_sub(1) } {
+            Some(ready) => {
+                let chunks = chunks(&texts, ready);
+                cipher.block_beside(number, &mut authenticator, chunks)
+            }
+            None => cipher.block(number),
+        };
+        apply(&block, texts.iter_mut().map(|text| text.get_mut(at)));
+        number += 1;
+    }
+    if !OPEN && full > 0 {
+        authenticator.chunk(chunks(&texts, full - 1), CHUNK);
+    }
+
+    let rest = len % CHUNK;
+    if rest > 0 {
+        let mut padded = [[0; CHUNK]; LANES];
+        for (padded, tail) in padded.iter_mut().zip(&tails) {
+            padded[..tail.len()].copy_from_slice(tail);
+        }
+        if OPEN {
+            authenticator.chunk(padded.each_ref(), rest);
+        }
+        apply(&cipher.block(number), padded.iter_mut().map(Some));
+        for (padded, tail) in padded.iter_mut().zip(&mut tails) {
+            tail.copy_from_slice(&padded[..tail.len()]);
+            padded[rest..].fill(0);
+        }
+        if !OPEN {
+            authenticator.chunk(padded.each_ref(), rest);
+        }
+        padded.zeroize();
+    }
+    authenticator.finish(len)
+}
+
+fn chunks<'a>(texts: &'a [&mut [[u8; CHUNK]]; LANES], at: usize) -> [&'a [u8; CHUNK]; LANES] {
+    std::array::from_fn(|lane| texts[lane].get(at).unwrap_or(ZEROS))
+}
+
+/// Adds the key stream to a chunk of each packet.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn apply<'a>(block: &Block, chunks: impl Iterator<Item = Option<&'a mut [u8; CHUNK]>>) {
+    for (chunk, key_stream) in chunks.zip(by_packet(block)) {
+        let Some(chunk) = chunk else { continue };
+        let (halves, _) = chunk.as_chunks_mut();
+        for (half, key_stream) in halves.iter_mut().zip(key_stream) {
+            store32(half, _mm256_xor_si256(load32(half), key_stream));
+        }
+    }
+}
+
+/// Whether this group is faster side by side than one by one.
+pub(super) fn pays(group: &[&mut Record<'_>]) -> bool {
+    group.len() >= 6 && group[0].body.len() <= 1024 + TAG_LEN
+}

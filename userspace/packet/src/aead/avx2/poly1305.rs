@@ -1,0 +1,236 @@
+//! Poly1305 (RFC 8439 section 2.5) for eight packets, each with a key of its own: two halves of four packets, one
+//! packet per 64-bit lane, numbers in five limbs of 26 bits.
+
+use std::arch::x86_64::{
+    __m256i, _mm256_add_epi64, _mm256_and_si256, _mm256_castsi128_si256, _mm256_castsi256_si128,
+    _mm256_cvtepu32_epi64, _mm256_extracti128_si256, _mm256_inserti128_si256, _mm256_mul_epu32,
+    _mm256_or_si256, _mm256_set1_epi64x, _mm256_setzero_si256, _mm256_slli_epi64,
+    _mm256_srli_epi64, _mm256_unpackhi_epi64, _mm256_unpacklo_epi64,
+};
+
+use zeroize::Zeroize;
+
+use super::LANES;
+use super::bytes::{load16, store32};
+use super::chacha20::Block;
+
+/// Bytes of a packet that are taken in at once: a block of key stream.
+pub(super) const CHUNK: usize = 64;
+
+const MASK: i64 = (1 << 26) - 1;
+
+/// Five limbs of 26 bits, with room above, of four packets.
+type Limbs = [__m256i; 5];
+
+/// Four packets.
+struct Half {
+    accumulator: Limbs,
+    key: Limbs,
+    /// Limbs 1 to 4 of the key times 5: what limbs past 2^130 come back as.
+    folded: [__m256i; 4],
+    /// The second half of the one-time key, by packet.
+    pad: [u128; 4],
+}
+
+/// The state of eight packets.
+pub(super) struct Authenticator([Half; 2]);
+
+impl Authenticator {
+    /// `block` is the key stream's block 0, whose first 32 bytes are the one-time key.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn new(block: &Block) -> Self {
+        let low = |word: usize| _mm256_cvtepu32_epi64(_mm256_castsi256_si128(block[word]));
+        let high = |word: usize| _mm256_cvtepu32_epi64(_mm256_extracti128_si256::<1>(block[word]));
+        Self([
+            Half::new(std::array::from_fn(low)),
+            Half::new(std::array::from_fn(high)),
+        ])
+    }
+
+    /// Takes in the first `len` bytes, rounded up to whole blocks, of all packets.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn chunk(&mut self, chunks: [&[u8; CHUNK]; LANES], len: usize) {
+        for step in 0..len.div_ceil(16) * 2 {
+            self.step::<0>(&chunks, step);
+        }
+    }
+
+    /// Takes in 16 bytes of four of the packets: of packets 0 to 3 in even steps, of the others in odd ones.
+    ///
+    /// `SITE` gives every place of use its own copy. LLVM inlines what is used once, however long.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn step<const SITE: u8>(&mut self, chunks: &[&[u8; CHUNK]; LANES], step: usize) {
+        let (part, half) = (step / 2, step % 2);
+        let load = |lane: usize| load16(&chunks[half * 4 + lane].as_chunks().0[part]);
+        let pair = |x: usize, y: usize| {
+            _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(x)), load(y))
+        };
+        let (even, odd) = (pair(0, 2), pair(1, 3));
+        self.0[half].block::<SITE>(
+            _mm256_unpacklo_epi64(even, odd),
+            _mm256_unpackhi_epi64(even, odd),
+        );
+    }
+
+    /// Takes in the lengths of the associated data, 0, and of the text, and gives the tags.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn finish(mut self, len: usize) -> [u128; LANES] {
+        let lengths = _mm256_set1_epi64x((len as u64).cast_signed());
+        for half in &mut self.0 {
+            half.block::<2>(_mm256_setzero_si256(), lengths);
+        }
+        let [low, high] = &self.0;
+        let (low, high) = (low.tags(), high.tags());
+        std::array::from_fn(|lane| if lane < 4 { low[lane] } else { high[lane - 4] })
+    }
+}
+
+impl Half {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn new(words: [__m256i; 8]) -> Self {
+        let join = |low, high| _mm256_or_si256(low, _mm256_slli_epi64::<32>(high));
+        let clamp =
+            |words, mask: u64| _mm256_and_si256(words, _mm256_set1_epi64x(mask.cast_signed()));
+        let key = limbs(
+            clamp(join(words[0], words[1]), 0x0fff_fffc_0fff_ffff),
+            clamp(join(words[2], words[3]), 0x0fff_fffc_0fff_fffc),
+        );
+        let five = |x| _mm256_add_epi64(x, _mm256_slli_epi64::<2>(x));
+        let [low, high] =
+            [join(words[4], words[5]), join(words[6], words[7])].map(|vector| lanes(vector));
+        Self {
+            accumulator: [_mm256_setzero_si256(); 5],
+            key,
+            folded: [five(key[1]), five(key[2]), five(key[3]), five(key[4])],
+            pad: std::array::from_fn(|lane| u128::from(low[lane]) | u128::from(high[lane]) << 64),
+        }
+    }
+
+    /// Takes in one block of 16 bytes, given as two halves: adds it with the bit above it, and multiplies.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn block<const SITE: u8>(&mut self, low: __m256i, high: __m256i) {
+        let mask = _mm256_set1_epi64x(MASK);
+        let mut block = limbs(low, high);
+        block[4] = _mm256_or_si256(block[4], _mm256_set1_epi64x(1 << 24));
+        let [h0, h1, h2, h3, h4] =
+            std::array::from_fn(|limb| _mm256_add_epi64(self.accumulator[limb], block[limb]));
+        let [r0, r1, r2, r3, r4] = self.key;
+        let [s1, s2, s3, s4] = self.folded;
+        // Limbs of the sum stay below 2^28 and of the folded key below 2^29, so that five products fit.
+        macro_rules! dot {
+            ($($x:ident * $y:ident),*) => {{
+                let products = [$(_mm256_mul_epu32($x, $y)),*];
+                _mm256_add_epi64(
+                    _mm256_add_epi64(
+                        _mm256_add_epi64(products[0], products[1]),
+                        _mm256_add_epi64(products[2], products[3]),
+                    ),
+                    products[4],
+                )
+            }};
+        }
+        let mut d0 = dot!(h0 * r0, h1 * s4, h2 * s3, h3 * s2, h4 * s1);
+        let mut d1 = dot!(h0 * r1, h1 * r0, h2 * s4, h3 * s3, h4 * s2);
+        let mut d2 = dot!(h0 * r2, h1 * r1, h2 * r0, h3 * s4, h4 * s3);
+        let mut d3 = dot!(h0 * r3, h1 * r2, h2 * r1, h3 * r0, h4 * s4);
+        let mut d4 = dot!(h0 * r4, h1 * r3, h2 * r2, h3 * r1, h4 * r0);
+        macro_rules! carry {
+            ($from:ident => $to:ident) => {
+                $to = _mm256_add_epi64($to, _mm256_srli_epi64::<26>($from));
+                $from = _mm256_and_si256($from, mask);
+            };
+        }
+        // Two chains at once. Limbs 1 and 4 may end a little above 26 bits.
+        carry!(d0 => d1);
+        carry!(d3 => d4);
+        carry!(d1 => d2);
+        let over = _mm256_srli_epi64::<26>(d4);
+        d4 = _mm256_and_si256(d4, mask);
+        d0 = _mm256_add_epi64(d0, _mm256_add_epi64(over, _mm256_slli_epi64::<2>(over)));
+        carry!(d2 => d3);
+        carry!(d0 => d1);
+        carry!(d3 => d4);
+        self.accumulator = [d0, d1, d2, d3, d4];
+    }
+
+    /// The accumulator modulo 2^130 - 5, plus the pad modulo 2^128.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn tags(&self) -> [u128; 4] {
+        let limbs = self.accumulator.map(|vector| lanes(vector));
+        std::array::from_fn(|lane| {
+            let limb = |index: usize| limbs[index][lane];
+            reduce([limb(0), limb(1), limb(2), limb(3), limb(4)]).wrapping_add(self.pad[lane])
+        })
+    }
+}
+
+impl Drop for Half {
+    fn drop(&mut self) {
+        self.accumulator.zeroize();
+        self.key.zeroize();
+        self.folded.zeroize();
+        self.pad.zeroize();
+    }
+}
+
+/// The low 128 bits of a number in five limbs, modulo 2^130 - 5.
+fn reduce(limbs: [u64; 5]) -> u128 {
+    const LIMB: u64 = (1 << 26) - 1;
+    let [mut h0, mut h1, mut h2, mut h3, mut h4] = limbs;
+    // Two passes, after which every limb has 26 bits.
+    for _ in 0..2 {
+        h1 += h0 >> 26;
+        h2 += h1 >> 26;
+        h3 += h2 >> 26;
+        h4 += h3 >> 26;
+        let over = h4 >> 26;
+        (h0, h1, h2, h3, h4) = (h0 & LIMB, h1 & LIMB, h2 & LIMB, h3 & LIMB, h4 & LIMB);
+        h0 += over * 5;
+    }
+    h1 += h0 >> 26;
+    h0 &= LIMB;
+    let low = u128::from(h0)
+        + (u128::from(h1) << 26)
+        + (u128::from(h2) << 52)
+        + (u128::from(h3) << 78)
+        // The top two bits fall off here and count below.
+        + (u128::from(h4 & 0xff_ffff) << 104);
+    let top = h4 >> 24;
+    // At least p if adding 5 reaches 2^130: then this sum is the number less p. Chosen without a branch.
+    let (less, over) = low.overflowing_add(5);
+    let past = (top + u64::from(over)) >> 2;
+    let choose = 0u128.wrapping_sub(u128::from(past));
+    (less & choose) | (low & !choose)
+}
+
+/// A 128-bit number per packet, as low and high words, in limbs.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn limbs(low: __m256i, high: __m256i) -> Limbs {
+    let mask = _mm256_set1_epi64x(MASK);
+    let middle = _mm256_or_si256(_mm256_srli_epi64::<52>(low), _mm256_slli_epi64::<12>(high));
+    [
+        _mm256_and_si256(low, mask),
+        _mm256_and_si256(_mm256_srli_epi64::<26>(low), mask),
+        _mm256_and_si256(middle, mask),
+        _mm256_and_si256(_mm256_srli_epi64::<14>(high), mask),
+        _mm256_srli_epi64::<40>(high),
+    ]
+}
+
+/// The four lanes of a vector.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn lanes(vector: __m256i) -> [u64; 4] {
+    let mut bytes = [0; 32];
+    store32(&mut bytes, vector);
+    let (words, _) = bytes.as_chunks();
+    std::array::from_fn(|lane| u64::from_le_bytes(words[lane]))
+}
