@@ -14,7 +14,6 @@ use zeroize::Zeroize;
 
 use super::LANES;
 use super::bytes::load32;
-use super::poly1305::{Authenticator, CHUNK};
 
 /// "expand 32-byte k".
 const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
@@ -126,29 +125,6 @@ impl Cipher {
         self.finish(number, &mut state);
         state
     }
-
-    /// The key stream words of one block, while `authenticator` takes in `chunks`: the rounds wait for the results of
-    /// additions most of the time, and multiplications go to other ports of the processor.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub(super) fn block_beside(
-        &self,
-        number: u32,
-        authenticator: &mut Authenticator,
-        chunks: [&[u8; CHUNK]; LANES],
-    ) -> Block {
-        let mut state = self.start(number);
-        diagonals(&mut state, &self.rotations);
-        for step in 0..CHUNK / 16 * 2 {
-            columns(&mut state, &self.rotations);
-            diagonals(&mut state, &self.rotations);
-            authenticator.step::<1>(&chunks, step);
-        }
-        columns(&mut state, &self.rotations);
-        diagonals(&mut state, &self.rotations);
-        self.finish(number, &mut state);
-        state
-    }
 }
 
 impl Drop for Cipher {
@@ -159,7 +135,8 @@ impl Drop for Cipher {
     }
 }
 
-/// The four quarter rounds over these words, step by step so that four of every kind are independent.
+/// Two quarter rounds in step: enough to keep the processor busy, while the other half of the state can rest in
+/// memory. Of all four in step, or one after another, or in another order of the diagonals, LLVM makes slower code.
 macro_rules! quarter_rounds {
     ($v:ident, $rotations:ident, $([$a:literal, $b:literal, $c:literal, $d:literal]),*) => {
         $($v[$a] = _mm256_add_epi32($v[$a], $v[$b]);)*

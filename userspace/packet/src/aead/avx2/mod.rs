@@ -31,8 +31,6 @@ use super::{KEY_LEN, Record, TAG_LEN};
 /// Packets side by side.
 pub(super) const LANES: usize = 8;
 
-const ZEROS: &[u8; CHUNK] = &[0; CHUNK];
-
 /// A key. Exists only on processors with AVX2.
 pub(super) struct Cipher {
     words: [u32; 8],
@@ -105,21 +103,17 @@ fn transform<const OPEN: bool>(key: &[u32; 8], group: &mut [&mut Record<'_>]) ->
     let mut authenticator = Authenticator::new(&cipher.block(0));
 
     let full = len / CHUNK;
+    if OPEN {
+        authenticator.chunks(&texts, full);
+    }
     let mut number = 1;
     for at in 0..full {
-        // Ciphertext is there before it is opened, and after it is sealed.
-        let block = match if OPEN { Some(at) } else { at.checked_sub(1) } {
-            Some(ready) => {
-                let chunks = chunks(&texts, ready);
-                cipher.block_beside(number, &mut authenticator, chunks)
-            }
-            None => cipher.block(number),
-        };
+        let block = cipher.block(number);
         apply(&block, texts.iter_mut().map(|text| text.get_mut(at)));
         number += 1;
     }
-    if !OPEN && full > 0 {
-        authenticator.chunk(chunks(&texts, full - 1), CHUNK);
+    if !OPEN {
+        authenticator.chunks(&texts, full);
     }
 
     let rest = len % CHUNK;
@@ -129,7 +123,7 @@ fn transform<const OPEN: bool>(key: &[u32; 8], group: &mut [&mut Record<'_>]) ->
             padded[..tail.len()].copy_from_slice(tail);
         }
         if OPEN {
-            authenticator.chunk(padded.each_ref(), rest);
+            authenticator.blocks(&padded.each_ref(), rest);
         }
         apply(&cipher.block(number), padded.iter_mut().map(Some));
         for (padded, tail) in padded.iter_mut().zip(&mut tails) {
@@ -137,15 +131,11 @@ fn transform<const OPEN: bool>(key: &[u32; 8], group: &mut [&mut Record<'_>]) ->
             padded[rest..].fill(0);
         }
         if !OPEN {
-            authenticator.chunk(padded.each_ref(), rest);
+            authenticator.blocks(&padded.each_ref(), rest);
         }
         padded.zeroize();
     }
     authenticator.finish(len)
-}
-
-fn chunks<'a>(texts: &'a [&mut [[u8; CHUNK]]; LANES], at: usize) -> [&'a [u8; CHUNK]; LANES] {
-    std::array::from_fn(|lane| texts[lane].get(at).unwrap_or(ZEROS))
 }
 
 /// Adds the key stream to a chunk of each packet.
