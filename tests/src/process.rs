@@ -1,5 +1,6 @@
 //! What /proc tells about a process and the machine: processor time, memory, threads, descriptors.
 
+use std::collections::HashSet;
 use std::fs;
 use std::time::Duration;
 
@@ -61,6 +62,29 @@ pub fn resident_bytes(pid: u32) -> Result<u64> {
 /// No such process.
 pub fn open_files(pid: u32) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+}
+
+/// Number of Unix sockets, listening or connected, that a process holds.
+///
+/// # Errors
+/// No such process.
+pub fn unix_sockets(pid: u32) -> Result<usize> {
+    let table = fs::read_to_string(format!("/proc/{pid}/net/unix"))?;
+    // Num RefCount Protocol Flags Type St Inode Path
+    let inodes: HashSet<&str> = table
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(6))
+        .collect();
+    let held = |link: &str| {
+        link.strip_prefix("socket:[")
+            .and_then(|rest| rest.strip_suffix(']'))
+            .is_some_and(|inode| inodes.contains(inode))
+    };
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+    // A descriptor may be closed while we look.
+    Ok(entries
+        .filter(|entry| fs::read_link(entry.path()).is_ok_and(|link| held(&link.to_string_lossy())))
+        .count())
 }
 
 /// Is the process there, and not merely waiting to be reaped?

@@ -221,7 +221,7 @@ fn everything_but_the_protocol() -> Result<()> {
     let mut pair = Pair::connected(&PairOptions::default())?;
     let interface = pair.left.interface().to_owned();
     let pid = pair.left.daemon.pid();
-    let files = process::open_files(pid)?;
+    let sockets = process::unix_sockets(pid)?;
     let before = pair.left.dump()?;
 
     let mut random = vec![0; 1 << 16];
@@ -272,7 +272,13 @@ fn everything_but_the_protocol() -> Result<()> {
     drop(idle);
 
     wait_until("connections are closed", Duration::from_secs(30), || {
-        process::open_files(pid).is_ok_and(|now| now <= files)
+        process::unix_sockets(pid).is_ok_and(|now| now <= sockets)
+    })
+    .with_context(|| {
+        format!(
+            "{sockets} connections before, {:?} now",
+            process::unix_sockets(pid)
+        )
     })?;
     ping_all(&pair.left.namespace, pair.right.inner(Family::V4), 3, 56)?;
     let after = pair.left.dump()?;
