@@ -77,7 +77,7 @@ fn ecn_marks_survive() -> Result<()> {
                 ..PairOptions::default()
             })?;
             for mark in MARKS {
-                let wire = PacketSocket::open(&pair.right.namespace, WAN)?;
+                let wire = PacketSocket::open(&pair.left.namespace, WAN)?;
                 let tag = [0x40 | mark; 300];
                 let arrived = through(&pair, inner, mark, &tag, Duration::from_secs(10))?;
                 ensure!(arrived == mark, "inner mark {mark} arrived as {arrived}");
@@ -93,7 +93,7 @@ fn ecn_marks_survive() -> Result<()> {
     Ok(())
 }
 
-/// A congested hop marks the outer packet: a capable inner packet gets the mark, an incapable one is dropped (RFC 6040).
+/// Congestion marks the outer packet, here as it leaves, where AF_XDP does not bypass the firewall that plays the part: a capable inner packet gets the mark, an incapable one is dropped (RFC 6040).
 #[test]
 fn congestion_reaches_the_inner_packet() -> Result<()> {
     for outer in [Family::V4, Family::V6] {
@@ -102,10 +102,10 @@ fn congestion_reaches_the_inner_packet() -> Result<()> {
             ..PairOptions::default()
         })?;
         let protocol = if outer == Family::V4 { "ip" } else { "ip6" };
-        pair.right.namespace.nft(&format!(
+        pair.left.namespace.nft(&format!(
             "table inet congestion {{
                  chain congest {{
-                     type filter hook prerouting priority -300;
+                     type filter hook output priority 0;
                      udp dport {PORT} udp length > 300 {protocol} ecn set ce
                  }}
              }}"
@@ -141,10 +141,10 @@ fn tcp_with_ecn() -> Result<()> {
     }
     transfer::tcp_both_ways(&pair.left, &pair.right, Family::V4, 8 << 20)?;
     // Every twentieth outer packet of size meets congestion.
-    pair.right.namespace.nft(&format!(
+    pair.left.namespace.nft(&format!(
         "table inet congestion {{
              chain congest {{
-                 type filter hook prerouting priority -300;
+                 type filter hook output priority 0;
                  udp dport {PORT} udp length > 300 numgen inc mod 20 0 ip ecn set ce
              }}
          }}"
