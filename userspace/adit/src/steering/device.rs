@@ -125,6 +125,10 @@ impl Device {
         }
     }
 
+    pub(super) fn is_attached(&self) -> bool {
+        matches!(self.state, State::Attached { .. })
+    }
+
     pub(super) fn state(&self) -> &State {
         &self.state
     }

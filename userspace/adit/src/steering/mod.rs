@@ -5,23 +5,29 @@
 //! UDP socket by themselves; this module notices, says so once, and tries again.
 //!
 //! - [`options`]: what the command line asks for.
-//! - [`device`]: one underlay interface: attaching, watching, detaching.
+//! - `device`: one underlay interface: attaching, watching, detaching.
+//! - `watchdog`: packets that are steered and never arrive.
 
 mod device;
 pub mod options;
+mod watchdog;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use adit_kernel::bpf::{Listener, LoadOptions, RateLimit, Sessions, Steering};
+use adit_kernel::bpf::{
+    Direction, EventLevel, Events, Listener, LoadOptions, RateLimit, Sessions, Steering,
+};
 use adit_kernel::netlink::{self, Link};
 use adit_protocol::{Endpoint, Instant, PeerId};
 use anyhow::{Context as _, Result};
+use tracing::level_filters::LevelFilter;
 
 use self::device::{Device, State};
 use self::options::{Datapath, Options, Underlay};
+use self::watchdog::Watchdog;
 use crate::dataplane::Dataplane;
 use crate::error_chain;
 
@@ -43,6 +49,8 @@ pub struct Steerer {
     devices: BTreeMap<u32, Device>,
     listeners: Vec<Listener>,
     under_load: bool,
+    sockets: Option<Sockets>,
+    watchdog: Watchdog,
     /// Why there are no programs.
     note: Option<String>,
 }
@@ -51,6 +59,9 @@ pub struct Steerer {
 struct Programs {
     steering: Steering,
     sessions: Sessions,
+    events: Option<Events>,
+    /// XDP does not know every session: steering would drop the packets of the others.
+    sessions_incomplete: bool,
 }
 
 impl Steerer {
@@ -81,6 +92,8 @@ impl Steerer {
             devices: BTreeMap::new(),
             listeners: Vec::new(),
             under_load: false,
+            sockets: None,
+            watchdog: Watchdog::default(),
             note,
         };
         steerer.demand_named_devices()?;
@@ -126,10 +139,14 @@ impl Steerer {
         // The map names peers by 32 bits; only people read it.
         let peer = u32::try_from(peer.as_u64() & u64::from(u32::MAX)).unwrap_or(0);
         if let Err(error) = programs.sessions.insert(receiver_index, peer) {
-            tracing::warn!(
-                error = error_chain(&error),
-                "session unknown to XDP, its packets are lost there"
-            );
+            if !std::mem::replace(&mut programs.sessions_incomplete, true) {
+                let error = error_chain(&error);
+                tracing::warn!(
+                    error,
+                    "XDP cannot hold all sessions; packets come in by the UDP socket"
+                );
+            }
+            self.steer();
         }
     }
 
@@ -159,6 +176,7 @@ impl Steerer {
     /// Brings interfaces and addresses in line with the host's: attaches to what leads to the
     /// peers, detaches from the rest. Without sockets (the tunnel is down) nothing is steered.
     pub fn refresh(&mut self, sockets: Option<Sockets>, endpoints: &[Endpoint]) {
+        self.sockets = sockets;
         if self.programs.is_none() {
             return;
         }
@@ -194,6 +212,29 @@ impl Steerer {
         let Some(programs) = &mut self.programs else {
             return;
         };
+        if let Some(events) = &mut programs.events {
+            events.drain(|level, line| match level {
+                EventLevel::Trace => tracing::trace!(line, "eBPF"),
+                _ => tracing::debug!(line, "eBPF"),
+            });
+        }
+        let steered = self.devices.values().any(Device::is_attached);
+        let counters = &self.shared.counters.ingress;
+        let received =
+            counters.xsk_received_datagrams.get() + counters.udp_received_datagrams.get();
+        let counted = || {
+            let flows = programs.steering.flows().ok()?;
+            let ingress = flows
+                .iter()
+                .filter(|flow| flow.direction == Direction::Ingress);
+            Some(ingress.map(|flow| flow.packets).sum())
+        };
+        if steered && self.watchdog.is_stalled(received, counted) {
+            for device in self.devices.values_mut() {
+                let reason = "packets are steered but do not arrive";
+                device.lose(now, &mut programs.steering, &self.shared, reason);
+            }
+        }
         for device in self.devices.values_mut() {
             device.check(now, &mut programs.steering, &self.shared, &self.options);
         }
@@ -288,12 +329,11 @@ impl Steerer {
 
     /// Steers if there is somewhere to steer to.
     fn steer(&mut self) {
-        let any = self
-            .devices
-            .values()
-            .any(|device| matches!(device.state(), State::Attached { .. }));
+        let anywhere = self.devices.values().any(Device::is_attached);
         if let Some(programs) = &mut self.programs
-            && let Err(error) = programs.steering.set_steering(any)
+            && let Err(error) = programs
+                .steering
+                .set_steering(anywhere && !programs.sessions_incomplete)
         {
             tracing::warn!(error = error_chain(&error), "cannot switch steering");
         }
@@ -304,9 +344,13 @@ impl Steerer {
         let attached = self
             .devices
             .values()
-            .filter(|device| matches!(device.state(), State::Attached { .. }))
+            .filter(|device| device.is_attached())
             .count();
-        let path = if attached > 0 { "xdp" } else { "socket" };
+        let path = match self.sockets {
+            None => "none",
+            Some(_) if attached > 0 => "xdp",
+            Some(_) => "socket",
+        };
         // Writing to a String cannot fail.
         let _ = writeln!(answer, "adit_datapath={path}");
         for device in self.devices.values() {
@@ -329,8 +373,16 @@ impl Drop for Steerer {
 
 impl Programs {
     fn load(interface: &str) -> Result<Self> {
-        let mut steering =
-            Steering::load(&LoadOptions::default()).context("cannot load the eBPF programs")?;
+        let events = match LevelFilter::current() {
+            LevelFilter::TRACE => EventLevel::Trace,
+            LevelFilter::DEBUG => EventLevel::Debug,
+            _ => EventLevel::Off,
+        };
+        let options = LoadOptions {
+            events,
+            ..LoadOptions::default()
+        };
+        let mut steering = Steering::load(&options).context("cannot load the eBPF programs")?;
         if let Err(error) = steering.pin(interface) {
             tracing::info!(
                 error = error_chain(&error),
@@ -340,6 +392,12 @@ impl Programs {
         let sessions = steering
             .sessions()
             .context("cannot reach the sessions map")?;
-        Ok(Self { steering, sessions })
+        let events = steering.take_events();
+        Ok(Self {
+            steering,
+            sessions,
+            events,
+            sessions_incomplete: false,
+        })
     }
 }
