@@ -1,11 +1,12 @@
 //! The command line.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use crate::{daemon, keys, steering};
+use crate::{daemon, inspect, keys, steering};
 
 const ENVIRONMENT: &str = "\
 Environment:
@@ -42,6 +43,27 @@ enum Command {
     Pubkey,
     /// Print a new preshared key
     Genpsk,
+    /// Show tunnels as wg(8) does, and how their packets come in
+    Show {
+        /// A tunnel, all of them, or their names
+        #[arg(value_name = "IFACE|all|interfaces", default_value = "all")]
+        interface: String,
+        /// Print JSON, without private and preshared keys
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the packets and bytes of each outer flow
+    Flows {
+        /// The tunnel
+        #[arg(value_name = "IFACE")]
+        interface: String,
+        /// Print again every so many seconds, with rates
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", value_parser = pause)]
+        watch: Option<Duration>,
+        /// Print JSON; with --watch one object a line
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -72,6 +94,18 @@ pub fn run() -> ExitCode {
         Some(Command::Genkey) => keys::genkey(),
         Some(Command::Pubkey) => keys::pubkey(),
         Some(Command::Genpsk) => keys::genpsk(),
+        Some(Command::Show { interface, json }) => {
+            inspect::show::run(&inspect::show::Options { interface, json })
+        }
+        Some(Command::Flows {
+            interface,
+            watch,
+            json,
+        }) => inspect::flows::run(&inspect::flows::Options {
+            interface,
+            watch,
+            json,
+        }),
         None => start_tunnel(cli.tunnel),
     };
     match result {
@@ -104,6 +138,16 @@ fn start_tunnel(arguments: TunnelArguments) -> anyhow::Result<()> {
     })
 }
 
+/// A time to wait, in seconds.
+fn pause(text: &str) -> Result<Duration, String> {
+    // A day is as good as for ever; less than this is a busy loop.
+    text.parse()
+        .ok()
+        .filter(|seconds| (0.1..=86_400.0).contains(seconds))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "expected seconds, from 0.1 to 86400".to_owned())
+}
+
 #[expect(
     clippy::print_stderr,
     reason = "the one line a person sees of a failure"
@@ -127,6 +171,30 @@ mod tests {
         assert!(cli.command.is_none());
         assert_eq!(cli.tunnel.interface.as_deref(), Some("wg0"));
         assert!(cli.tunnel.foreground && cli.tunnel.no_gso && !cli.tunnel.no_gro);
+    }
+
+    #[test]
+    fn watching_takes_seconds_or_none() {
+        let watch = |arguments: &[&str]| {
+            let words = ["adit", "flows"].iter().chain(arguments);
+            match Cli::try_parse_from(words).ok()?.command {
+                Some(Command::Flows { watch, .. }) => Some(watch),
+                _ => None,
+            }
+        };
+        assert_eq!(watch(&["wg0"]), Some(None));
+        let seconds = |seconds| Some(Some(Duration::from_secs_f64(seconds)));
+        assert_eq!(watch(&["wg0", "--watch"]), seconds(1.0));
+        assert_eq!(watch(&["wg0", "--watch", "2.5"]), seconds(2.5));
+        assert_eq!(watch(&["wg0", "--watch", "--json"]), seconds(1.0));
+        for wrong in ["0", "-1", "nan", "inf", "x"] {
+            assert_eq!(
+                watch(&["wg0", &format!("--watch={wrong}")]),
+                None,
+                "{wrong}"
+            );
+        }
+        assert_eq!(watch(&[]), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! - [`dataplane`]: the threads that move packets between the TUN device and the UDP sockets.
 //! - [`control`]: one thread for everything else: handshakes, timers, configuration, device events.
 //! - [`uapi`]: the configuration protocol that `wg(8)` speaks.
+//! - [`inspect`]: looking at tunnels and at the machine from outside.
 //! - [`cli`]: the command line; [`daemon`] starts a tunnel as `wireguard-go` does.
 #![forbid(unsafe_code)]
 
@@ -10,6 +11,7 @@ pub mod cli;
 pub mod control;
 pub mod daemon;
 pub mod dataplane;
+pub mod inspect;
 pub mod keys;
 pub mod logging;
 pub mod steering;

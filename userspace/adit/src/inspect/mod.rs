@@ -1,0 +1,12 @@
+//! Looking at tunnels and at the machine from outside: nothing here changes either.
+//!
+//! - [`show`]: `adit show`, what `wg show` prints and how the packets come in.
+//! - [`flows`]: `adit flows`, per-flow counters from the pinned maps.
+//! - [`answer`]: the answer to `get=1`; `client` asks for it.
+//! - `style`: how numbers and times are written.
+
+pub mod answer;
+mod client;
+pub mod flows;
+pub mod show;
+mod style;
