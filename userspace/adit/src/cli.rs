@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
+use crate::steering::options::Underlay;
 use crate::{daemon, inspect, keys, steering};
 
 const ENVIRONMENT: &str = "\
@@ -64,6 +65,20 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say what this machine offers, what is in the way, and how packets would come in
+    Doctor {
+        /// Interfaces to look at, with commas between them; those with a default route if not given
+        #[arg(
+            long,
+            env = "ADIT_UNDERLAY",
+            value_name = "DEV",
+            default_value = "auto"
+        )]
+        underlay: Underlay,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -106,15 +121,24 @@ pub fn run() -> ExitCode {
             watch,
             json,
         }),
+        Some(Command::Doctor { underlay, json }) => {
+            let underlay = match underlay {
+                Underlay::Auto => None,
+                Underlay::Devices(names) => Some(names),
+            };
+            let options = inspect::doctor::Options { underlay, json };
+            return exit(inspect::doctor::run(&options));
+        }
         None => start_tunnel(cli.tunnel),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            report(&format!("{error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    exit(result.map(|()| ExitCode::SUCCESS))
+}
+
+fn exit(result: anyhow::Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        report(&format!("{error:#}"));
+        ExitCode::FAILURE
+    })
 }
 
 fn start_tunnel(arguments: TunnelArguments) -> anyhow::Result<()> {

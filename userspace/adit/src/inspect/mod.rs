@@ -2,11 +2,13 @@
 //!
 //! - [`show`]: `adit show`, what `wg show` prints and how the packets come in.
 //! - [`flows`]: `adit flows`, per-flow counters from the pinned maps.
+//! - [`doctor`]: `adit doctor`, what the machine offers and what is in the way.
 //! - [`answer`]: the answer to `get=1`; `client` asks for it.
 //! - `style`: how numbers and times are written.
 
 pub mod answer;
 mod client;
+pub mod doctor;
 pub mod flows;
 pub mod show;
 mod style;
