@@ -18,7 +18,7 @@ use adit_packet::virtio::{F_NEEDS_CSUM, GSO_TCPV4, VirtioNetHeader};
 
 const BATCH: usize = 45;
 const HEADERS: usize = 40;
-const SIZES: [usize; 5] = [64, 256, 1024, 1440, 8928];
+const SIZES: [usize; 6] = [64, 256, 512, 1024, 1440, 8928];
 /// The first is what the others are compared with.
 const BACKENDS: [Backend; 4] = [
     Backend::AwsLcRs,
@@ -192,7 +192,7 @@ fn main() {
         }
     }
     for size in SIZES {
-        for batch in [8, BATCH] {
+        for batch in [1, 8, BATCH] {
             aead(size, batch);
         }
     }

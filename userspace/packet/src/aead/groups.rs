@@ -58,3 +58,47 @@ impl<const LANES: usize> Gathering<LANES> {
         work(&mut group);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_record_is_in_one_group_of_its_length() {
+        // Lengths that share a place, long runs, and runs that are interrupted.
+        for seed in 0..200usize {
+            let lengths: Vec<usize> = (0..seed)
+                .map(|n| match seed % 4 {
+                    0 => 100,
+                    1 => (n * seed) % 40 * 17,
+                    2 => [64, 1440][usize::from(n % 5 == 0)],
+                    _ => n,
+                })
+                .collect();
+            let mut bodies: Vec<Vec<u8>> = lengths.iter().map(|len| vec![0; *len]).collect();
+            let mut records: Vec<_> = (0..)
+                .zip(&mut bodies)
+                .map(|(counter, body)| super::super::record(counter, body))
+                .collect();
+            let mut groups = 0;
+            by_length::<8>(&mut records, |group| {
+                groups += 1;
+                assert!(!group.is_empty() && group.len() <= 8);
+                for record in group.iter_mut() {
+                    assert!(!record.authentic, "seen twice");
+                    record.authentic = true;
+                }
+                assert!(
+                    group
+                        .windows(2)
+                        .all(|two| two[0].body.len() == two[1].body.len())
+                );
+                assert!(group.windows(2).all(|two| two[0].counter < two[1].counter));
+            });
+            assert!(records.iter().all(|record| record.authentic));
+            if seed % 4 == 0 {
+                assert_eq!(groups, seed.div_ceil(8), "full groups first");
+            }
+        }
+    }
+}

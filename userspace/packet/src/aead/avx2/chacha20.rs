@@ -113,9 +113,12 @@ impl Cipher {
     }
 
     /// The key stream words of one block.
+    ///
+    /// Every place of use has its `SITE` and thereby its own copy: what is used once LLVM inlines, however long. As a
+    /// function it would spill to a stack that is not aligned for vectors.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(super) fn block(&self, number: u32) -> Block {
+    pub(super) fn block<const OPEN: bool, const SITE: u8>(&self, number: u32) -> Block {
         let mut state = self.start(number);
         diagonals(&mut state, &self.rotations);
         for _ in 0..9 {
