@@ -1,6 +1,6 @@
 //! TCP and UDP transfers whose every byte is checked, which iperf3 does not do.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::Namespace;
 use crate::tunnel::{Family, Site};
+use crate::wait::wait_for;
 
 /// Longest silence within a transfer.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -19,38 +20,53 @@ const SILENCE: Duration = Duration::from_secs(30);
 pub fn tcp(from: &Namespace, to: &Namespace, address: IpAddr, bytes: usize) -> Result<()> {
     let listener = to.enter(|| TcpListener::bind(SocketAddr::new(address, 0)))??;
     let target = listener.local_addr()?;
-    std::thread::scope(|scope| {
-        let receiver = scope.spawn(move || -> Result<()> {
-            let (mut stream, _) = listener.accept()?;
-            stream.set_read_timeout(Some(SILENCE))?;
-            receive(&mut stream, bytes)
-        });
-        let mut stream = from.enter(|| TcpStream::connect_timeout(&target, SILENCE))??;
-        stream.set_write_timeout(Some(SILENCE))?;
-        let mut sent = 0;
-        let mut block = vec![0; 1 << 16];
-        while sent < bytes {
-            let length = block.len().min(bytes - sent);
-            fill(&mut block[..length], sent);
-            stream.write_all(&block[..length])?;
-            sent += length;
-        }
-        drop(stream);
-        receiver
-            .join()
-            .map_err(|_| anyhow::anyhow!("receiver panicked"))?
-    })
-    .with_context(|| format!("TCP transfer of {bytes} bytes to {target}"))
+    let transfer = || -> Result<()> {
+        let client = from.enter(|| TcpStream::connect_timeout(&target, SILENCE))??;
+        listener.set_nonblocking(true)?;
+        let (server, _) = wait_for("connection is accepted", SILENCE, || listener.accept().ok())?;
+        server.set_nonblocking(false)?;
+        std::thread::scope(|scope| {
+            let receiver = scope.spawn(move || receive(server, bytes));
+            let sent = send(client, bytes);
+            let received = receiver
+                .join()
+                .map_err(|_| anyhow::anyhow!("receiver panicked"))?;
+            // A receiver that gives up makes the sender fail too: what it says is the cause.
+            received.and(sent)
+        })
+    };
+    transfer().with_context(|| format!("TCP transfer of {bytes} bytes to {target}"))
 }
 
-fn receive(stream: &mut TcpStream, bytes: usize) -> Result<()> {
+fn send(mut stream: TcpStream, bytes: usize) -> Result<()> {
+    stream.set_write_timeout(Some(SILENCE))?;
+    let mut block = vec![0; 1 << 16];
+    let mut sent = 0;
+    while sent < bytes {
+        let length = block.len().min(bytes - sent);
+        fill(&mut block[..length], sent);
+        stream
+            .write_all(&block[..length])
+            .with_context(|| format!("sending, after {sent} bytes"))?;
+        sent += length;
+    }
+    Ok(())
+}
+
+fn receive(mut stream: TcpStream, bytes: usize) -> Result<()> {
+    stream.set_read_timeout(Some(SILENCE))?;
     let mut received = 0;
     let mut block = vec![0; 1 << 16];
     let mut expected = vec![0; 1 << 16];
     loop {
-        let length = stream
-            .read(&mut block)
-            .with_context(|| format!("after {received} bytes"))?;
+        let length = match stream.read(&mut block) {
+            Ok(length) => length,
+            // With a timeout set, a process that was frozen and thawed is told so.
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => {
+                return Err(error).with_context(|| format!("receiving, after {received} bytes"));
+            }
+        };
         if length == 0 {
             ensure!(received == bytes, "only {received} bytes arrived");
             return Ok(());

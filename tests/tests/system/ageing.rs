@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use adit_tests::command::Running;
 use adit_tests::daemon::{Implementation, Options};
+use adit_tests::ping::answered;
 use adit_tests::tunnel::{Family, Pair, PairOptions};
 use adit_tests::wg::preshared_key;
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -93,11 +94,7 @@ fn grow_old(case: Case) -> Result<()> {
     let pinging = Running::start(command.arg(pair.right.inner(Family::V4).to_string()))?;
     let output = pinging.finish(Duration::from_secs((REKEY_AFTER + 60).into()))?;
 
-    let received = output
-        .stdout
-        .split(", ")
-        .find_map(|part| part.strip_suffix(" received")?.parse::<u32>().ok());
-    let received = received.with_context(|| output.stdout.clone())?;
+    let received = answered(&output.stdout).with_context(|| output.stdout.clone())?;
     ensure!(
         received == requests,
         "{} of {requests} requests lost",
