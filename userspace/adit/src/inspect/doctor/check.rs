@@ -97,5 +97,4 @@ pub(super) fn forbidden(error: &io::Error) -> bool {
 }
 
 /// What gives a program the rights it lacks.
-pub(super) const GIVE_RIGHTS: &str =
-    "run adit as root, or: setcap cap_net_admin,cap_net_raw,cap_bpf+ep \"$(command -v adit)\"";
+pub(super) const GIVE_RIGHTS: &str = "run adit as root, or: setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon+ep \"$(command -v adit)\"";

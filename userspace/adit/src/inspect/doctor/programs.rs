@@ -15,7 +15,7 @@ const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// Looks at the kernel's type information, the BPF file system and the programs.
 pub(super) fn ebpf(rights: Rights) -> Vec<Check> {
-    vec![btf(Path::new(BTF).exists()), bpffs(rights), load()]
+    vec![btf(Path::new(BTF).exists()), bpffs(rights), load(rights)]
 }
 
 fn btf(there: bool) -> Check {
@@ -77,28 +77,38 @@ fn is_mounted(mountinfo: &str, place: &str, kind: &str) -> bool {
 }
 
 /// Loads the programs as a tunnel does, with small maps, attaches them nowhere, and lets them go.
-fn load() -> Check {
+fn load(rights: Rights) -> Check {
     let options = LoadOptions {
         max_flows: 1,
         max_sessions: 1,
         ..LoadOptions::default()
     };
-    load_check(Steering::load(&options).map(drop))
+    load_check(
+        Steering::load(&options).map(drop),
+        rights.may_use_pointers(),
+    )
 }
 
-fn load_check(result: Result<(), LoadError>) -> Check {
+/// `may_use_pointers`: whether the verifier lets the programs compute with addresses of packet data.
+fn load_check(result: Result<(), LoadError>, may_use_pointers: bool) -> Check {
     const ID: &str = "bpf_programs";
     const SUBJECT: &str = "eBPF programs";
     let error = match result {
         Ok(()) => return Check::ok(ID, SUBJECT, "the kernel's verifier takes them"),
         Err(error) => error,
     };
-    let found = one_line(&error_chain(&error));
+    let found = match &error {
+        LoadError::Refused { source, .. } if !may_use_pointers => {
+            format!("the verifier refuses them without CAP_PERFMON: {source}")
+        }
+        _ => one_line(&error_chain(&error)),
+    };
     let check = Check::missing(ID, SUBJECT, found);
     match error {
         LoadError::Permission(_) => check.change(format!(
             "{GIVE_RIGHTS}; if that does not help: is the kernel locked down (cat /sys/kernel/security/lockdown)?"
         )),
+        LoadError::Refused { .. } if !may_use_pointers => check.change(GIVE_RIGHTS),
         LoadError::Unsupported(_) => {
             check.change("Linux 5.10 or later with CONFIG_BPF_SYSCALL=y and CONFIG_XDP_SOCKETS=y")
         }
@@ -155,17 +165,17 @@ fn socket_check(result: Result<(), XskError>) -> Check {
     }
 }
 
-/// The verifier's log has many lines; its end says why.
+/// The verifier's log has many lines; which program it is about stands at its start, why at its end.
 fn one_line(text: &str) -> String {
-    const LONGEST: usize = 300;
+    const START: usize = 60;
+    const END: usize = 540;
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let length = line.chars().count();
-    if length <= LONGEST {
+    if length <= START + END {
         return line;
     }
-    let half = LONGEST / 2;
-    let start: String = line.chars().take(half).collect();
-    let end: String = line.chars().skip(length - half).collect();
+    let start: String = line.chars().take(START).collect();
+    let end: String = line.chars().skip(length - END).collect();
     format!("{start} … {end}")
 }
 
@@ -237,16 +247,18 @@ mod tests {
     #[test]
     fn failures_name_errno_and_remedy() {
         let error = || io::Error::from_raw_os_error(1);
-        let check = load_check(Err(LoadError::Permission(error())));
+        let check = load_check(Err(LoadError::Permission(error())), true);
         assert!(check.found.contains("os error 1"), "{check:?}");
         assert!(check.change.unwrap().contains("lockdown"));
-        let refused = LoadError::Refused {
+        let refused = || LoadError::Refused {
             program: "adit_xdp",
             log: "line\n".repeat(1000),
             source: error(),
         };
-        let check = load_check(Err(refused));
-        assert!(check.found.lines().count() == 1 && check.found.chars().count() < 310);
+        let check = load_check(Err(refused()), false);
+        assert!(check.found.contains("CAP_PERFMON") && check.change.is_some());
+        let check = load_check(Err(refused()), true);
+        assert!(check.found.lines().count() == 1 && check.found.chars().count() < 610);
 
         for (error, remedy) in [
             (XskError::Unsupported(error()), "CONFIG_XDP_SOCKETS"),

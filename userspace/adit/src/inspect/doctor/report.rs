@@ -161,13 +161,23 @@ fn listed(words: &[&str]) -> String {
     }
 }
 
+/// A check as the reason of something else; what is long has been read above.
+fn reason(check: &Check) -> String {
+    const LONGEST: usize = 120;
+    if check.found.len() <= LONGEST {
+        format!("{}: {}", check.subject, check.found)
+    } else {
+        format!("{}: see there", check.subject)
+    }
+}
+
 impl Auto {
     fn new(sections: &[Section], devices: Vec<(String, Native)>) -> Self {
         let checks = || sections.iter().flat_map(|section| &section.checks);
         if let Some(check) = checks().find(|check| check.status == Status::Blocking) {
             return Self {
                 path: Path::None,
-                reason: format!("{}: {}", check.subject, check.found),
+                reason: reason(check),
                 devices: Vec::new(),
             };
         }
@@ -178,9 +188,7 @@ impl Auto {
             .into_iter()
             .map(|(device, native)| {
                 let (path, reason) = match (host, native) {
-                    (Some(check), Native::Likely(_)) => {
-                        (Path::Socket, format!("{}: {}", check.subject, check.found))
-                    }
+                    (Some(check), Native::Likely(_)) => (Path::Socket, reason(check)),
                     (_, Native::No(reason)) => (Path::Socket, reason),
                     (None, Native::Likely(reason)) => (Path::Xdp, reason),
                 };
@@ -192,9 +200,9 @@ impl Auto {
             })
             .collect();
         let xdp = devices.iter().any(|device| device.path == Path::Xdp);
-        let reason = match (xdp, host) {
+        let why = match (xdp, host) {
             (true, _) => "on the interfaces below that have native XDP".to_owned(),
-            (false, Some(check)) => format!("{}: {}", check.subject, check.found),
+            (false, Some(check)) => reason(check),
             (false, None) if devices.is_empty() => {
                 "no interface to look at; name one with --underlay".to_owned()
             }
@@ -202,7 +210,7 @@ impl Auto {
         };
         Self {
             path: if xdp { Path::Xdp } else { Path::Socket },
-            reason,
+            reason: why,
             devices,
         }
     }
@@ -246,6 +254,13 @@ mod tests {
         assert_eq!(report.auto.reason, "AF_XDP sockets: EPERM");
         assert_eq!(report.auto.devices[0].reason, "AF_XDP sockets: EPERM");
         assert_eq!(report.auto.devices[1].reason, "no XDP");
+    }
+
+    #[test]
+    fn a_verifier_log_is_not_said_twice() {
+        let long = Check::missing("bpf_programs", "eBPF programs", "x".repeat(500));
+        let report = Report::new(sections(vec![long]), Vec::new());
+        assert_eq!(report.auto.reason, "eBPF programs: see there");
     }
 
     #[test]

@@ -10,6 +10,7 @@ const NET_RAW: u32 = 13;
 const IPC_LOCK: u32 = 14;
 const SYS_ADMIN: u32 = 21;
 const SYS_RESOURCE: u32 = 24;
+const PERFMON: u32 = 38;
 const BPF: u32 = 39;
 
 /// Packet memory of one RX queue at an MTU of up to 1,770: 4,096 frames of 2 KiB (`steering`).
@@ -41,6 +42,11 @@ impl Rights {
         self.has(SYS_ADMIN)
     }
 
+    /// May load programs that compute with addresses of packet data, as ours do (`bpf_allow_ptr_leaks()`, linux/bpf.h).
+    pub(super) fn may_use_pointers(self) -> bool {
+        self.has(PERFMON) || self.has(SYS_ADMIN)
+    }
+
     pub(super) fn checks(self) -> Vec<Check> {
         vec![
             self.check(
@@ -56,6 +62,13 @@ impl Rights {
                 &[BPF, SYS_ADMIN],
                 Check::missing,
                 "without it no eBPF: packets come in by the UDP socket, uncounted",
+            ),
+            self.check(
+                "cap_perfmon",
+                "CAP_PERFMON",
+                &[PERFMON, SYS_ADMIN],
+                Check::missing,
+                "without it the verifier refuses the eBPF programs",
             ),
             self.check(
                 "cap_net_raw",
@@ -180,12 +193,12 @@ mod tests {
         let nothing = rights(&[], Some(65536));
         assert_eq!(
             statuses(nothing),
-            [Blocking, Missing, Missing, Missing, Missing]
+            [Blocking, Missing, Missing, Missing, Missing, Missing]
         );
         let all = rights(&[NET_ADMIN, NET_RAW, SYS_ADMIN], None);
-        assert_eq!(statuses(all), [Ok; 5]);
-        let few = rights(&[NET_ADMIN, NET_RAW, BPF], Some(QUEUE_MEMORY));
-        assert_eq!(statuses(few), [Ok, Ok, Ok, Missing, Ok]);
+        assert_eq!(statuses(all), [Ok; 6]);
+        let few = rights(&[NET_ADMIN, NET_RAW, PERFMON, BPF], Some(QUEUE_MEMORY));
+        assert_eq!(statuses(few), [Ok, Ok, Ok, Ok, Missing, Ok]);
     }
 
     #[test]
