@@ -6,6 +6,7 @@ mod ageing;
 mod hostile_network;
 mod hostile_tun;
 mod inside;
+mod inspect;
 mod interop;
 mod launch;
 mod life;
