@@ -288,3 +288,159 @@ impl Family {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket as StdSocket;
+    use std::time::Duration;
+
+    use adit_kernel::udp::UdpOptions;
+    use adit_packet::aead::open_batch;
+    use adit_protocol::{Device, Endpoint, Now, Output, Prefix, PrivateKey};
+    use getrandom::SysRng;
+    use rand_core::UnwrapErr;
+
+    use super::*;
+    use crate::dataplane::transport::TransportKey;
+
+    const MTU: usize = 1420;
+
+    /// The two ends of a session between two devices in memory; the first's peer is at `address`.
+    fn sessions(address: SocketAddr) -> [Arc<Session>; 2] {
+        let now = Now {
+            instant: Instant::from_nanos(1),
+            unix: Duration::from_secs(1_700_000_000),
+        };
+        let mut devices: [Device<TransportKey>; 2] =
+            std::array::from_fn(|_| Device::new(Box::new(UnwrapErr(SysRng))));
+        let keys = [1, 2].map(|byte| PrivateKey::from_bytes([byte; 32]));
+        for (here, device) in devices.iter_mut().enumerate() {
+            device.set_private_key(Some(keys[here].clone()));
+            let peer = device.add_peer(keys[1 - here].public_key()).unwrap();
+            device.set_endpoint(peer, address);
+            device.add_allowed_ip(peer, Prefix::new([0, 0, 0, 0].into(), 0).unwrap());
+            device.up();
+        }
+        let mut packet = [0; 20];
+        (packet[0], packet[3]) = (0x45, 20);
+        devices[0].send_packet(now, &packet).unwrap();
+        let mut sessions = [None, None];
+        for turn in 0..8 {
+            let here = turn % 2;
+            while let Some(output) = devices[here].poll_output() {
+                match output {
+                    Output::Transmit { mut payload, .. } => {
+                        devices[1 - here].handle_datagram(
+                            now,
+                            Endpoint::new(address),
+                            &mut payload,
+                        );
+                    }
+                    Output::SessionAdded { session } => sessions[here] = Some(session),
+                    _ => {}
+                }
+            }
+        }
+        sessions.map(Option::unwrap)
+    }
+
+    fn push(outbound: &mut Outbound, session: &Arc<Session>, len: usize, ecn: u8) -> bool {
+        outbound.push(session, len, MTU, ecn, |slot| slot.fill(7))
+    }
+
+    #[test]
+    fn equal_packets_make_a_train_and_a_shorter_one_ends_it() {
+        let [session, _] = sessions("127.0.0.1:9".parse().unwrap());
+        let mut outbound = Outbound::new();
+        for len in [1420, 1420, 700, 700, 0, 1420] {
+            assert!(push(&mut outbound, &session, len, 0));
+        }
+        assert!(push(&mut outbound, &session, 1420, 1));
+        let shape: Vec<_> = outbound
+            .trains
+            .iter()
+            .map(|train| (train.datagrams(), train.segment_size, train.data_packets))
+            .collect();
+        assert_eq!(
+            shape,
+            [(3, 1452, 3), (2, 736, 1), (1, 1452, 1), (1, 1452, 1)]
+        );
+        assert_eq!(outbound.trains[3].ecn, 1);
+    }
+
+    #[test]
+    fn a_batch_takes_a_super_packet_and_says_when_it_is_full() {
+        let [session, _] = sessions("127.0.0.1:9".parse().unwrap());
+        let mut outbound = Outbound::new();
+        let mut pushed = 0;
+        while push(&mut outbound, &session, 1420, 0) {
+            pushed += 1;
+        }
+        assert!(outbound.is_full());
+        assert_eq!(pushed, BUFFER / 1452);
+        // Neither can many small trains overrun the list of them.
+        let mut outbound = Outbound::new();
+        let trains =
+            (0..2 * TRAINS).take_while(|n| push(&mut outbound, &session, 1 + n % 2 * 16, 0));
+        assert!(trains.count() >= TRAINS && outbound.is_full());
+        // The largest MTU fits an empty batch.
+        assert!(Outbound::new().push(&session, 65_535, 65_535, 0, |slot| slot.fill(0)));
+    }
+
+    #[test]
+    fn what_is_sent_opens_at_the_other_end_in_order() {
+        let receiver = StdSocket::bind("127.0.0.1:0").unwrap();
+        receiver
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        let [session, other] = sessions(receiver.local_addr().unwrap());
+        let sockets = UdpSockets::bind(0, &UdpOptions::default()).unwrap();
+        let counters = Counters::default();
+        let mut outbound = Outbound::new();
+        let lengths = [1420, 1420, 900, 33, 0, 64, 64, 64];
+        for len in lengths {
+            assert!(push(&mut outbound, &session, len, 0));
+        }
+        outbound.flush(Instant::from_nanos(2), Some(&sockets), &counters, |_| {});
+        assert!(outbound.is_empty() && !outbound.is_full());
+        assert_eq!(counters.udp_sent_datagrams.get(), lengths.len() as u64);
+
+        let mut datagram = [0; 2048];
+        let mut last = None;
+        for len in lengths {
+            let size = receiver.recv(&mut datagram).unwrap();
+            let header = DataHeader::parse(&datagram[..size]).unwrap();
+            assert_eq!(header.receiver_index, other.receiver_index());
+            assert!(last.is_none_or(|last| header.counter == last + 1));
+            last = Some(header.counter);
+            let body = &mut datagram[DATA_HEADER_LEN..size];
+            let mut records = [Record {
+                counter: header.counter,
+                body,
+                authentic: false,
+            }];
+            open_batch(other.receiving_key().batch(), &mut records);
+            assert!(records[0].authentic);
+            let plaintext = &records[0].body[..size - DATA_HEADER_LEN - TAG_LEN];
+            assert_eq!(plaintext.len(), padded_len(len, MTU));
+            assert!(plaintext[..len].iter().all(|&byte| byte == 7));
+            assert!(
+                plaintext[len..].iter().all(|&byte| byte == 0),
+                "padding is zero"
+            );
+        }
+    }
+
+    #[test]
+    fn without_a_socket_packets_are_counted() {
+        let [session, _] = sessions("127.0.0.1:9".parse().unwrap());
+        let counters = Counters::default();
+        let mut outbound = Outbound::new();
+        for _ in 0..3 {
+            push(&mut outbound, &session, 100, 0);
+        }
+        outbound.flush(Instant::from_nanos(2), None, &counters, |_| {});
+        assert_eq!(counters.drop_egress_no_socket.get(), 3);
+        assert!(outbound.is_empty());
+    }
+}
