@@ -50,6 +50,16 @@ pub(crate) struct Options {
     install: bool,
 }
 
+impl Options {
+    /// Checks the committed object, with a tool chain that is installed if need be.
+    pub(crate) fn check_with_tool_chain() -> Self {
+        Self {
+            check: true,
+            install: true,
+        }
+    }
+}
+
 /// A compiler that can build `core` for the BPF target, and a linker for its LLVM.
 #[derive(Debug)]
 struct Toolchain {

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::stage::{run, say, stage};
-use crate::{cargo, demo, setup};
+use crate::{build_ebpf, cargo, demo, setup};
 
 /// What `cargo xtask test` can be told.
 #[derive(Debug, Args)]
@@ -29,6 +29,7 @@ enum Stage {
     Lints,
     Docs,
     Dependencies,
+    Ebpf,
     Unit,
     Build,
     Demo,
@@ -36,12 +37,13 @@ enum Stage {
 }
 
 impl Stage {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Setup,
         Self::Format,
         Self::Dependencies,
         Self::Lints,
         Self::Docs,
+        Self::Ebpf,
         Self::Build,
         Self::Unit,
         Self::Demo,
@@ -55,6 +57,7 @@ impl Stage {
             Self::Lints => "lints",
             Self::Docs => "documentation",
             Self::Dependencies => "licences, sources and duplicates of dependencies",
+            Self::Ebpf => "eBPF object against its source",
             Self::Unit => "unit tests",
             Self::Build => "release build",
             Self::Demo => "demonstration",
@@ -79,6 +82,7 @@ impl Stage {
                     .env("RUSTDOCFLAGS", "--deny warnings"))
             }
             Self::Dependencies => run(deny()?.args(["check", "bans", "licenses", "sources"])),
+            Self::Ebpf => build_ebpf::run(build_ebpf::Options::check_with_tool_chain()),
             Self::Unit => run(&mut cargo(&[
                 "test",
                 "--workspace",
@@ -122,7 +126,7 @@ fn system_tests(options: &Options) -> Result<Command> {
 /// Names the stages that failed.
 pub(crate) fn run_stages(options: &Options) -> Result<()> {
     let wanted = |stage: &Stage| {
-        let slow = matches!(stage, Stage::Dependencies | Stage::Demo);
+        let slow = matches!(stage, Stage::Dependencies | Stage::Ebpf | Stage::Demo);
         if options.only.is_empty() {
             !(options.quick && slow)
         } else {
