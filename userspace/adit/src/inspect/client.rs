@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use adit_kernel::netlink;
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::socket::{getsockopt, sockopt};
 use zeroize::Zeroizing;
 
 use super::answer::Device;
@@ -77,14 +78,26 @@ pub(super) fn check_name(interface: &str) -> Result<()> {
 /// In one line that says whether there is no such tunnel, or what is wrong with it.
 pub(super) fn describe(interface: &str) -> Result<Device> {
     check_name(interface)?;
-    let path = Path::new(DIRECTORY).join(format!("{interface}.sock"));
+    let path = socket_path(interface);
     let stream = connect(interface, &path)?;
     let answer =
         ask(stream).with_context(|| format!("cannot talk to the daemon of {interface}"))?;
     Device::parse(&answer).with_context(|| format!("cannot read what {} says", path.display()))
 }
 
-fn connect(interface: &str, path: &PathBuf) -> Result<UnixStream> {
+/// The process behind the socket of `interface`, if it is in another mount namespace than this one.
+pub(super) fn daemon_elsewhere(interface: &str) -> Option<i32> {
+    let stream = UnixStream::connect(socket_path(interface)).ok()?;
+    let pid = getsockopt(&stream, sockopt::PeerCredentials).ok()?.pid();
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    (namespace(&pid.to_string())? != namespace("self")?).then_some(pid)
+}
+
+fn socket_path(interface: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(format!("{interface}.sock"))
+}
+
+fn connect(interface: &str, path: &Path) -> Result<UnixStream> {
     let error = match UnixStream::connect(path) {
         Ok(stream) => return Ok(stream),
         Err(error) => error,

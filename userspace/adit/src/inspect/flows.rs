@@ -136,10 +136,17 @@ fn open(interface: &str) -> Result<PinnedMaps> {
         Some(error @ PinError::Layout { .. }) => {
             anyhow!(error).context(format!("{interface} runs another version of adit"))
         }
-        _ => anyhow!(
-            "tunnel {interface} has no counters here: its daemon could not load or pin the eBPF programs (`adit doctor` says why), \
-             or pinned them in another mount namespace"
-        ),
+        // `ip netns exec` gives every program a mount namespace of its own, and with it a /sys.
+        _ => match client::daemon_elsewhere(interface) {
+            Some(pid) => anyhow!(
+                "tunnel {interface} has no counters in this mount namespace; look in that of its daemon: \
+                 nsenter --mount=/proc/{pid}/ns/mnt adit flows {interface}"
+            ),
+            None => anyhow!(
+                "tunnel {interface} has no counters: its daemon could not load or pin the eBPF programs; \
+                 `adit doctor` says why"
+            ),
+        },
     })
 }
 
