@@ -1,5 +1,7 @@
 //! `adit show`: what `wg show` prints, in its layout, and how the packets come in.
 
+mod json;
+
 use std::fmt::Write as _;
 
 use adit_kernel::bpf::PinnedMaps;
@@ -288,127 +290,6 @@ fn drops(tunnel: &Tunnel) -> Vec<(String, u64)> {
         .chain(by_threads)
         .filter(|(_, count)| *count != 0)
         .collect()
-}
-
-/// What `--json` prints.
-mod json {
-    use std::collections::BTreeMap;
-    use std::net::SocketAddr;
-
-    use serde::Serialize;
-
-    use super::{Row, Tunnel, VERSION, drops, flows_of};
-
-    #[derive(Serialize)]
-    pub(super) struct Report<'a> {
-        version: u32,
-        interfaces: Vec<Interface<'a>>,
-    }
-
-    #[derive(Serialize)]
-    struct Interface<'a> {
-        name: &'a str,
-        public_key: Option<String>,
-        private_key_set: bool,
-        listen_port: u16,
-        fwmark: u32,
-        datapath: Option<&'a str>,
-        datapath_notes: &'a [String],
-        xdp: Vec<Xdp<'a>>,
-        /// By reason; those that never were are left out.
-        drops: BTreeMap<String, u64>,
-        /// All of the daemon's counters by name.
-        counters: BTreeMap<&'a str, u64>,
-        /// Whether `flows` of the peers are known.
-        flows_counted: bool,
-        peers: Vec<Peer<'a>>,
-    }
-
-    #[derive(Serialize)]
-    struct Xdp<'a> {
-        device: &'a str,
-        mode: &'a str,
-        zero_copy: bool,
-        queues: u32,
-    }
-
-    #[derive(Serialize)]
-    struct Peer<'a> {
-        public_key: String,
-        preshared_key_set: bool,
-        endpoint: Option<SocketAddr>,
-        allowed_ips: Vec<String>,
-        /// Unix time in seconds; null if never.
-        latest_handshake: Option<u64>,
-        received_bytes: u64,
-        sent_bytes: u64,
-        /// Seconds; null if off.
-        persistent_keepalive: Option<u16>,
-        flows: Vec<&'a Row>,
-    }
-
-    impl<'a> Report<'a> {
-        pub(super) fn new(tunnels: &'a [Tunnel]) -> Self {
-            Self {
-                version: VERSION,
-                interfaces: tunnels.iter().map(Interface::new).collect(),
-            }
-        }
-    }
-
-    impl<'a> Interface<'a> {
-        fn new(tunnel: &'a Tunnel) -> Self {
-            let device = &tunnel.device;
-            let xdp = |xdp: &'a super::super::answer::XdpDevice| Xdp {
-                device: &xdp.name,
-                mode: &xdp.mode,
-                zero_copy: xdp.zero_copy,
-                queues: xdp.queues,
-            };
-            Self {
-                name: &tunnel.name,
-                public_key: device.public_key.map(|key| key.to_base64()),
-                private_key_set: device.public_key.is_some(),
-                listen_port: device.listen_port,
-                fwmark: device.fwmark,
-                datapath: device.datapath.as_deref(),
-                datapath_notes: &device.datapath_notes,
-                xdp: device.xdp.iter().map(xdp).collect(),
-                drops: drops(tunnel).into_iter().collect(),
-                counters: device
-                    .counters
-                    .iter()
-                    .map(|(name, count)| (name.as_str(), *count))
-                    .collect(),
-                flows_counted: tunnel.counts.is_some(),
-                peers: device
-                    .peers
-                    .iter()
-                    .map(|peer| Peer::new(tunnel, peer))
-                    .collect(),
-            }
-        }
-    }
-
-    impl<'a> Peer<'a> {
-        fn new(tunnel: &'a Tunnel, peer: &'a super::Peer) -> Self {
-            Self {
-                public_key: peer.public_key.to_base64(),
-                preshared_key_set: peer.preshared_key,
-                endpoint: peer.endpoint,
-                allowed_ips: peer
-                    .allowed_ips
-                    .iter()
-                    .map(|(address, length)| format!("{address}/{length}"))
-                    .collect(),
-                latest_handshake: (peer.latest_handshake != 0).then_some(peer.latest_handshake),
-                received_bytes: peer.received,
-                sent_bytes: peer.sent,
-                persistent_keepalive: (peer.keepalive != 0).then_some(peer.keepalive),
-                flows: flows_of(tunnel, peer).collect(),
-            }
-        }
-    }
 }
 
 #[cfg(test)]
