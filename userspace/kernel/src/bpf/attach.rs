@@ -63,7 +63,7 @@ pub enum AttachError {
     #[error("no such interface")]
     NoInterface(#[source] io::Error),
     /// No permission.
-    #[error("attaching needs CAP_BPF and CAP_NET_ADMIN")]
+    #[error("attaching needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN")]
     Permission(#[source] io::Error),
     /// Anything else.
     #[error("attaching failed")]

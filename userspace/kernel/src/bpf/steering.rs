@@ -29,7 +29,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/adit.bpf.o"
 #[non_exhaustive]
 pub enum LoadError {
     /// No permission.
-    #[error("loading eBPF programs needs CAP_BPF and CAP_NET_ADMIN")]
+    #[error("loading eBPF programs needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN")]
     Permission(#[source] io::Error),
     /// The kernel cannot do something that the programs need.
     #[error("this kernel cannot run the eBPF programs")]
