@@ -1,7 +1,10 @@
 //! Nonsense written to the TUN device from inside: bad versions, lengths, checksums. The tunnel goes on.
 
+use std::io::IoSlice;
 use std::time::Duration;
 
+use adit_kernel::tun::{Tun, TunOptions};
+use adit_tests::link::forward;
 use adit_tests::packet_socket::PacketSocket;
 use adit_tests::ping::ping_all;
 use adit_tests::tunnel::{Family, Pair, PairOptions};
@@ -131,4 +134,110 @@ fn packets_for_nobody() -> Result<()> {
     }
     ping_all(&pair.left.namespace, pair.right.inner(Family::V4), 3, 1000)?;
     pair.check_running()
+}
+
+/// A virtio header: flags, GSO type, header length, GSO size, checksum start, checksum offset; little-endian.
+fn virtio(flags: u8, kind: u8, fields: [u16; 4]) -> Vec<u8> {
+    let mut header = vec![flags, kind];
+    header.extend(fields.iter().flat_map(|field| field.to_le_bytes()));
+    header
+}
+
+/// Super-packets whose offload fields a careless or hostile guest made up. They come in by another TUN device, as from a
+/// virtual machine, and are routed into the tunnel; what the kernel lets through the daemon has to stand.
+#[test]
+fn offload_fields_made_up_by_a_guest() -> Result<()> {
+    let mut pair = Pair::connected(&PairOptions::default())?;
+    let namespace = &pair.left.namespace;
+    let guest = adit_tests::name::interface();
+    let tun = namespace.enter(|| Tun::create(&guest, &TunOptions::default()))??;
+    ensure!(
+        tun.has_vnet_header(),
+        "no virtio header to write nonsense into"
+    );
+    forward(namespace)?;
+    namespace.ip(&format!(
+        "link set {guest} mtu 65535 up
+         route add 10.55.0.0/24 dev {guest}
+         route add fd55::/64 dev {guest}"
+    ))?;
+    let mut dice = Dice(0xfeed_beef_1234_5671);
+    let (mut taken, before) = (
+        0_u32,
+        adit_tests::uapi::number(pair.left.interface(), "adit_tun_read_packets")?,
+    );
+    // Types: none, TCP over IPv4, UDP fragmentation, TCP over IPv6, UDP segmentation; with and without the ECN bit.
+    let kinds = [0, 1, 3, 4, 5, 0x81, 0x84, 9];
+    for round in 0..6000 {
+        let mut packet = templates()[round % 4].clone();
+        let v4 = packet[0] >> 4 == 4;
+        // From the guest's own address, with an IPv4 header checksum that is right.
+        if v4 {
+            packet[12..16].copy_from_slice(&[10, 55, 0, 2]);
+            packet[10..12].copy_from_slice(&[0, 0]);
+            let sum = internet_checksum(&packet[..20]);
+            packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        } else {
+            packet[8..10].copy_from_slice(&[0xfd, 0x55]);
+        }
+        let head = if v4 { 20 } else { 40 };
+        let tcp = packet[if v4 { 9 } else { 6 }] == 6;
+        let offset = if tcp { 16 } else { 6 };
+        let sane = virtio(
+            1,
+            if !tcp {
+                5
+            } else if v4 {
+                1
+            } else {
+                4
+            },
+            [head + 20, 100, head, offset],
+        );
+        let any = |dice: &mut Dice| {
+            u16::try_from([0, 1, 7, 8, 19, 20, 40, 60, 100, 600, 1400, 65_535][dice.roll(12)])
+                .unwrap_or(0)
+        };
+        let header = match round % 3 {
+            0 => sane,
+            1 => virtio(
+                1,
+                kinds[dice.roll(kinds.len())],
+                [any(&mut dice), any(&mut dice), head, offset],
+            ),
+            _ => virtio(
+                dice.byte() & 3,
+                kinds[dice.roll(kinds.len())],
+                [0; 4].map(|_| any(&mut dice)),
+            ),
+        };
+        if round >= 600 && dice.roll(2) == 0 {
+            // Beyond the addresses, so that it is still routed to the tunnel.
+            let at = usize::from(head) + dice.roll(20);
+            packet[at] = dice.byte();
+        }
+        // The device refuses what contradicts itself.
+        taken += u32::from(
+            tun.write_vectored(&[IoSlice::new(&header), IoSlice::new(&packet)])
+                .is_ok(),
+        );
+    }
+    ensure!(taken > 2000, "the kernel took only {taken} packets");
+    let read = adit_tests::uapi::number(pair.left.interface(), "adit_tun_read_packets")? - before;
+    ensure!(read > 2000, "only {read} packets reached the daemon");
+    for family in [Family::V4, Family::V6] {
+        ping_all(&pair.left.namespace, pair.right.inner(family), 3, 1000)?;
+    }
+    adit_tests::transfer::tcp_both_ways(&pair.left, &pair.right, Family::V4, 4 << 20)?;
+    pair.check_running()
+}
+
+/// The Internet checksum of an even number of bytes.
+fn internet_checksum(bytes: &[u8]) -> u16 {
+    let sum: u32 = bytes
+        .chunks_exact(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap_or(0)
 }
