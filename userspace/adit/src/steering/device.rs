@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use adit_kernel::bpf::{AttachError, LinkState, Steering, XdpMode};
 use adit_kernel::clock;
-use adit_kernel::netlink::Link;
+use adit_kernel::netlink::{self, Link};
 use adit_kernel::xsk::{FrameSize, Receiver, ReceiverOptions, Umem, XskError};
 use adit_protocol::Instant;
 
@@ -51,6 +51,28 @@ pub(super) enum State {
     },
 }
 
+/// Why an interface does not carry the tunnel any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Departure {
+    /// It was deleted.
+    Gone,
+    /// It is down.
+    Down,
+    /// The peers are elsewhere.
+    Unused,
+}
+
+impl Departure {
+    /// Judges by the interfaces there are.
+    pub(super) fn of(index: u32, links: &[Link]) -> Self {
+        match links.iter().find(|link| link.index == index) {
+            None => Self::Gone,
+            Some(link) if !link.up => Self::Down,
+            Some(_) => Self::Unused,
+        }
+    }
+}
+
 /// An interface that carries the tunnel.
 #[derive(Debug)]
 pub(super) struct Device {
@@ -62,6 +84,8 @@ pub(super) struct Device {
 /// makes 45 packets out of one, which costs more than AF_XDP saves (ARCHITECTURE.md).
 const VETH: &str =
     "the UDP socket is faster on veth, which loses GSO to XDP; --datapath xdp overrules this";
+
+const GONE: &str = "the interface is gone";
 
 /// Why there are no sockets for an interface.
 #[derive(Debug, thiserror::Error)]
@@ -133,8 +157,8 @@ impl Device {
         &self.state
     }
 
-    /// Tries native and generic mode as far as the options allow. `previous` is why, and how long,
-    /// it was not steered until now; the same reason is not logged again.
+    /// Tries native and generic mode as far as the options allow. `previous` is why it was not
+    /// steered until now, and how long was waited for this try.
     fn steer(
         &self,
         steering: &mut Steering,
@@ -268,7 +292,12 @@ impl Device {
             State::Attached { .. } => match steering.xdp_state(self.link.index) {
                 Ok(LinkState::Attached) => {}
                 Ok(LinkState::Detached) => {
-                    self.lose(now, steering, shared, "the XDP program was detached");
+                    let reason = if self.is_gone() {
+                        GONE
+                    } else {
+                        "the XDP program was detached"
+                    };
+                    self.lose(now, steering, shared, reason);
                 }
                 Ok(LinkState::Replaced(_)) => {
                     self.lose(
@@ -299,11 +328,7 @@ impl Device {
         if !matches!(self.state, State::Attached { .. }) {
             return;
         }
-        tracing::warn!(
-            device = self.link.name,
-            reason,
-            "packets come in by the UDP socket for now"
-        );
+        self.warn_of_loss(reason);
         self.unsteer(steering, shared);
         self.state = State::Refused {
             reason: reason.to_owned(),
@@ -312,8 +337,34 @@ impl Device {
         };
     }
 
-    /// Takes everything of ours off the interface.
-    pub(super) fn detach(mut self, steering: &mut Steering, shared: &Dataplane) {
+    fn is_gone(&self) -> bool {
+        netlink::links()
+            .is_ok_and(|links| Departure::of(self.link.index, &links) == Departure::Gone)
+    }
+
+    fn warn_of_loss(&self, reason: &str) {
+        tracing::warn!(
+            device = self.link.name,
+            reason,
+            "packets come in by the UDP socket for now"
+        );
+    }
+
+    /// Takes everything of ours off the interface, and says why unless that has been said.
+    pub(super) fn detach(
+        mut self,
+        steering: &mut Steering,
+        shared: &Dataplane,
+        why: Option<Departure>,
+    ) {
+        match why.filter(|_| self.is_attached()) {
+            Some(Departure::Gone) => self.warn_of_loss(GONE),
+            Some(Departure::Down) => self.warn_of_loss("the interface is down"),
+            Some(Departure::Unused) => {
+                tracing::info!(device = self.link.name, "leads to no peer any more");
+            }
+            None => {}
+        }
         self.unsteer(steering, shared);
         steering.detach_tc(self.link.index);
     }

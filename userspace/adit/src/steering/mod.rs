@@ -25,7 +25,7 @@ use adit_protocol::{Endpoint, Instant, PeerId};
 use anyhow::{Context as _, Result};
 use tracing::level_filters::LevelFilter;
 
-use self::device::{Device, State};
+use self::device::{Departure, Device, State};
 use self::options::{Datapath, Options, Underlay};
 use self::watchdog::Watchdog;
 use crate::dataplane::Dataplane;
@@ -195,7 +195,9 @@ impl Steerer {
             .filter(|index| !wanted.contains(index))
             .collect();
         for index in unwanted {
-            self.detach(index);
+            // That the tunnel is down has been said.
+            let why = sockets.map(|_| Departure::of(index, &links));
+            self.detach(index, why);
         }
         self.set_listeners(sockets);
         for link in links.iter().filter(|link| wanted.contains(&link.index)) {
@@ -255,10 +257,10 @@ impl Steerer {
         self.steer();
     }
 
-    fn detach(&mut self, ifindex: u32) {
+    fn detach(&mut self, ifindex: u32, why: Option<Departure>) {
         if let (Some(programs), Some(device)) = (&mut self.programs, self.devices.remove(&ifindex))
         {
-            device.detach(&mut programs.steering, &self.shared);
+            device.detach(&mut programs.steering, &self.shared, why);
         }
     }
 
