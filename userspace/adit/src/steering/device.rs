@@ -193,24 +193,29 @@ impl Device {
         }
         let waited = match previous {
             Some((before, waited)) if before == reason => (waited * 2).min(LAST_RETRY),
-            _ => {
-                let device = &self.link.name;
-                if options.datapath == Datapath::Xdp {
-                    tracing::error!(
-                        device,
-                        reason,
-                        "packets come in by the UDP socket, not AF_XDP"
-                    );
-                } else {
-                    tracing::info!(device, reason, "packets come in by the UDP socket");
-                }
-                FIRST_RETRY
-            }
+            _ => FIRST_RETRY,
         };
         State::Refused {
             reason,
             retry_at: instant() + waited,
             waited,
+        }
+    }
+
+    /// Says so if AF_XDP was wanted and is not to be had.
+    pub(super) fn report_refusal(&self, options: &Options) {
+        let State::Refused { reason, .. } = &self.state else {
+            return;
+        };
+        let device = &self.link.name;
+        if options.datapath == Datapath::Xdp {
+            tracing::error!(
+                device,
+                reason,
+                "packets come in by the UDP socket, not AF_XDP"
+            );
+        } else {
+            tracing::info!(device, reason, "packets come in by the UDP socket");
         }
     }
 
@@ -221,24 +226,19 @@ impl Device {
         mode: XdpMode,
     ) -> Result<State, AttachFailure> {
         let ifindex = self.link.index;
-        let frame_size = FrameSize::for_mtu(self.link.mtu);
-        let receivers = self.receivers(frame_size, mode)?;
+        // The program comes first: it passes everything while it knows of no sockets, and closing
+        // sockets for a program that is refused leaves their queues busy for a moment, too long
+        // for the other mode to be tried.
+        steering.attach_xdp(ifindex, mode)?;
+        let receivers = self.open_receivers(steering, mode).inspect_err(|_| {
+            steering.detach_xdp(ifindex);
+            // Nothing to be done about it: what is left there leads nowhere.
+            let _ = steering.remove_device(ifindex);
+        })?;
         let queues = u32::try_from(receivers.len()).unwrap_or(QUEUES);
         let zero_copy = receivers
             .iter()
             .all(|receiver| receiver.is_zero_copy().unwrap_or(false));
-        // The sockets are in the map before the first packet can be steered to them.
-        let attached = (|| {
-            steering.add_device(ifindex, queues, frame_size.capacity())?;
-            for receiver in &receivers {
-                steering.set_socket(ifindex, receiver.options().queue, receiver.as_fd())?;
-            }
-            Ok(steering.attach_xdp(ifindex, mode)?)
-        })();
-        if let Err(error) = attached {
-            let _ = steering.remove_device(ifindex);
-            return Err(error);
-        }
         for receiver in receivers {
             shared.change_receivers(ReceiverChange::Add(Box::new(receiver)));
         }
@@ -247,6 +247,23 @@ impl Device {
             zero_copy,
             queues,
         })
+    }
+
+    /// Opens the sockets and tells the program of them.
+    fn open_receivers(
+        &self,
+        steering: &mut Steering,
+        mode: XdpMode,
+    ) -> Result<Vec<Receiver>, AttachFailure> {
+        let ifindex = self.link.index;
+        let frame_size = FrameSize::for_mtu(self.link.mtu);
+        let receivers = self.receivers(frame_size, mode)?;
+        let queues = u32::try_from(receivers.len()).unwrap_or(QUEUES);
+        steering.add_device(ifindex, queues, frame_size.capacity())?;
+        for receiver in &receivers {
+            steering.set_socket(ifindex, receiver.options().queue, receiver.as_fd())?;
+        }
+        Ok(receivers)
     }
 
     /// A socket for each RX queue that is in use.
@@ -311,8 +328,12 @@ impl Device {
             },
             State::Refused { retry_at, .. } if *retry_at > now => {}
             State::Refused { reason, waited, .. } => {
-                let previous = (reason.as_str(), *waited);
-                self.state = self.steer(steering, shared, options, Some(previous));
+                let state = self.steer(steering, shared, options, Some((reason, *waited)));
+                let said = matches!(&state, State::Refused { reason: now, .. } if now == reason);
+                self.state = state;
+                if !said {
+                    self.report_refusal(options);
+                }
             }
         }
     }

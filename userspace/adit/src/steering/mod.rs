@@ -203,6 +203,7 @@ impl Steerer {
         for link in links.iter().filter(|link| wanted.contains(&link.index)) {
             if !self.devices.contains_key(&link.index) {
                 let device = self.attach(link);
+                device.report_refusal(&self.options);
                 self.devices.insert(link.index, device);
             }
         }
