@@ -15,7 +15,9 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::xdp::{NATIVE, STEERING_LIMIT, Traffic, Wire, connect, receives_by, wait_steering};
+use crate::xdp::{
+    NATIVE, STEERING_LIMIT, Traffic, Wire, connect, receives, receives_by, wait_steering,
+};
 use crate::xdp_tools::{detach_link, flows, pinned, prefixed, program_on_wire};
 
 /// Warnings and errors in the daemon's log.
@@ -109,7 +111,9 @@ fn a_stream_survives_its_underlay_going_down_and_up() -> Result<()> {
         |pair| {
             let site = &pair.left;
             site.namespace.ip(&format!("link set {WAN} down"))?;
-            wait_until("daemon notices", STEERING_LIMIT, || receives_by(site, "socket"))?;
+            wait_until("daemon notices", STEERING_LIMIT, || {
+                receives_by(site, "socket")
+            })?;
             site.namespace.ip(&format!("link set {WAN} up"))
         },
     )
@@ -155,15 +159,14 @@ fn a_stream_survives_a_named_underlay_made_again() -> Result<()> {
 fn packets_without_an_af_xdp_socket_reach_the_udp_socket() -> Result<()> {
     let mut pair = NATIVE.steering_pair()?;
     ping_all(&pair.left.namespace, pair.right.inner(Family::V4), 5, 100)?;
-    let before = Traffic::of(&pair.right)?;
     let map = pinned(&pair.right, "xsks");
     run(Command::new("bpftool")
         .args(["map", "delete", "pinned"])
         .arg(&map)
         .args("key 0 0 0 0".split(' ')))?;
-    ping_all(&pair.left.namespace, pair.right.inner(Family::V4), 20, 100)?;
-    let traffic = Traffic::of(&pair.right)?.since(before);
-    ensure!((traffic.xsk, traffic.socket) == (0, 20), "{traffic:?}");
+    receives(&pair.right, (0, 20), || {
+        ping_all(&pair.left.namespace, pair.right.inner(Family::V4), 20, 100)
+    })?;
     pair.check_running()
 }
 
@@ -186,10 +189,7 @@ fn killed_and_started_again_it_steers() -> Result<()> {
         pair.wait_connected()?;
         let (from, to) = (&pair.right.namespace, pair.left.inner(Family::V4));
         wait_reachable(from, to, HANDSHAKE_LIMIT)?;
-        let before = Traffic::of(&pair.left)?;
-        ping_all(from, to, 20, 100)?;
-        let traffic = Traffic::of(&pair.left)?.since(before);
-        ensure!((traffic.xsk, traffic.socket) == (20, 0), "{traffic:?}");
+        receives(&pair.left, (20, 0), || ping_all(from, to, 20, 100))?;
     }
     pair.check_running()
 }
