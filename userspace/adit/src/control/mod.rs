@@ -98,6 +98,7 @@ impl Control {
         }
         tracing::info!(up, "interface");
         self.underlay_changed = true;
+        self.refresh_underlay();
         self.settle();
     }
 
@@ -247,7 +248,15 @@ impl Control {
                 Output::SessionAdded { session } => {
                     self.steerer
                         .session_added(session.receiver_index(), session.peer().id());
-                    self.underlay_changed = true;
+                    let source = session
+                        .peer()
+                        .endpoint()
+                        .and_then(|endpoint| endpoint.source);
+                    // Before the first packet of the session, or that one is not counted.
+                    if source.is_some_and(|source| !self.steerer.covers(source.interface)) {
+                        self.underlay_changed = true;
+                        self.refresh_underlay();
+                    }
                 }
                 Output::SessionRemoved { receiver_index } => {
                     self.steerer.session_removed(receiver_index);
@@ -321,6 +330,7 @@ impl Configurable for Control {
     fn apply(&mut self, settings: Vec<Setting>) -> Result<(), Errno> {
         let result = self.configure(settings);
         self.underlay_changed = true;
+        self.refresh_underlay();
         self.settle();
         result
     }

@@ -47,6 +47,8 @@ pub struct Steerer {
     shared: Arc<Dataplane>,
     programs: Option<Programs>,
     devices: BTreeMap<u32, Device>,
+    /// Interfaces that led to the peers at the last look, usable ones and others.
+    leading: BTreeSet<u32>,
     listeners: Vec<Listener>,
     under_load: bool,
     sockets: Option<Sockets>,
@@ -90,6 +92,7 @@ impl Steerer {
             shared,
             programs,
             devices: BTreeMap::new(),
+            leading: BTreeSet::new(),
             listeners: Vec::new(),
             under_load: false,
             sockets: None,
@@ -210,6 +213,13 @@ impl Steerer {
         self.steer();
     }
 
+    /// Whether nothing is to be gained from another look at this interface.
+    pub fn covers(&self, ifindex: u32) -> bool {
+        self.programs.is_none()
+            || self.options.underlay != Underlay::Auto
+            || self.leading.contains(&ifindex)
+    }
+
     /// Watches over what is attached, and tries again where it was refused or lost.
     pub fn check(&mut self, now: Instant) {
         let Some(programs) = &mut self.programs else {
@@ -266,7 +276,7 @@ impl Steerer {
     }
 
     /// Indices of the interfaces that carry the tunnel's packets.
-    fn underlay(&self, links: &[Link], endpoints: &[Endpoint], mark: u32) -> BTreeSet<u32> {
+    fn underlay(&mut self, links: &[Link], endpoints: &[Endpoint], mark: u32) -> BTreeSet<u32> {
         let suitable: BTreeSet<u32> = links
             .iter()
             // What arrives over loopback never left the host, and there is nothing to gain.
@@ -294,7 +304,9 @@ impl Steerer {
                     .collect()
             }
         };
-        wanted.intersection(&suitable).copied().collect()
+        let used = wanted.intersection(&suitable).copied().collect();
+        self.leading = wanted;
+        used
     }
 
     fn set_listeners(&mut self, sockets: Option<Sockets>) {
@@ -369,7 +381,7 @@ impl Drop for Steerer {
     fn drop(&mut self) {
         let indices: Vec<u32> = self.devices.keys().copied().collect();
         for index in indices {
-            self.detach(index);
+            self.detach(index, None);
         }
     }
 }
