@@ -59,10 +59,14 @@ fn stream_survives(
         })
     };
     data_flows(1000)?;
+    let sites: Vec<_> = disturbed(&pair)
+        .into_iter()
+        .map(|site| (site, returns(site)))
+        .collect();
     disturb(&pair)?;
-    for site in disturbed(&pair) {
+    for (site, before) in sites {
         wait_until("daemon steers again", STEERING_LIMIT, || {
-            returns(site) == 2 && receives_by(site, "xdp")
+            returns(site) == before + 1 && receives_by(site, "xdp")
         })
         .with_context(|| site.daemon.log_text())?;
         let complaints = complaints(site);
