@@ -404,7 +404,7 @@ impl Steering {
         Ok(())
     }
 
-    /// Puts the AF_XDP socket of RX queue `queue` in its slot. Do this before attaching, so that no packet is in between.
+    /// Puts the AF_XDP socket of RX queue `queue` in its slot; until then the program passes the queue's packets up the stack.
     ///
     /// # Errors
     /// `ENOENT` for an interface or queue that was not added; otherwise as `bpf(2)`.
