@@ -102,10 +102,9 @@ fn grow_old(case: Case) -> Result<()> {
     );
     let renewed = handshake(&pair)?;
     let age = Duration::from_nanos(u64::try_from(renewed - first)?);
-    ensure!(
-        age >= Duration::from_secs(REKEY_AFTER.into()),
-        "renewed after {age:?}, or not at all"
-    );
+    // The other implementations' clocks tick on their own.
+    let least = Duration::from_secs((REKEY_AFTER - 1).into());
+    ensure!(age >= least, "renewed after {age:?}, or not at all");
     pair.check_running()
 }
 

@@ -314,12 +314,32 @@ fn device_down_and_up() -> Result<()> {
     let mut pair = Pair::connected(&PairOptions::default())?;
     for _ in 0..3 {
         let (left, right) = (&pair.left, &pair.right);
-        left.namespace
-            .ip(&format!("link set {} down", left.interface()))?;
-        left.namespace
-            .ip(&format!("link set {} up", left.interface()))?;
+        left.namespace.ip(&format!(
+            "link set {0} down\nlink set {0} up",
+            left.interface()
+        ))?;
         wait_reachable(&left.namespace, right.inner(Family::V4), HANDSHAKE_LIMIT)?;
         pair.check_running()?;
     }
     Ok(())
+}
+
+/// Up follows down at once, with packets coming in: the port must be free again by then, or be had a moment later.
+#[test]
+fn device_flaps_under_traffic() -> Result<()> {
+    let mut pair = Pair::connected(&PairOptions::default())?;
+    let (left, right) = (&pair.left, &pair.right);
+    let target = left.inner(Family::V4).to_string();
+    let mut flood = right.namespace.command("ping");
+    let flood = Running::start(flood.args(["-q", "-n", "-i", "0.001", &target]))?;
+    for _ in 0..30 {
+        left.namespace.ip(&format!(
+            "link set {0} down\nlink set {0} up",
+            left.interface()
+        ))?;
+    }
+    wait_reachable(&left.namespace, right.inner(Family::V4), HANDSHAKE_LIMIT)?;
+    drop(flood);
+    ensure!(left.dump()?.listen_port == PORT);
+    pair.check_running()
 }
