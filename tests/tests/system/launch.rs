@@ -366,10 +366,12 @@ fn wrong_usage() -> Result<()> {
 
 #[test]
 fn keys_agree_with_wg() -> Result<()> {
+    // In a namespace, in case another program takes the subcommand for an interface name.
+    let namespace = Namespace::new()?;
     let program = Implementation::Adit.program()?;
     let adit = |argument: &str| {
-        let mut command = Command::new(&program);
-        command.arg(argument).stdin(Stdio::null());
+        let mut command = namespace.command(&program);
+        command.arg(argument);
         command
     };
     for _ in 0..3 {
