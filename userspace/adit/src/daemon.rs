@@ -22,7 +22,7 @@ use tokio::runtime;
 use tokio::task::LocalSet;
 use tracing::level_filters::LevelFilter;
 
-use crate::control::{self, Control, Sources, Watcher};
+use crate::control::{self, Control, Signals, Sources, Watcher};
 use crate::dataplane::{Dataplane, Threads, transport};
 use crate::logging;
 use crate::steering::{self, Steerer};
@@ -57,7 +57,7 @@ pub fn run(options: &Options) -> Result<()> {
     let level = log_level()?;
     if options.foreground || env::var_os(READY_FD).is_some() {
         logging::start(level);
-        serve(options).with_context(|| options.interface.clone())
+        serve(options).with_context(|| options.interface.escape_debug().to_string())
     } else {
         daemonise(&options.interface)
     }
@@ -109,6 +109,14 @@ fn wait_until_ready(ready: &mut PipeReader) -> bool {
 /// Makes the device and runs it until it ends.
 fn serve(options: &Options) -> Result<()> {
     let ready = ready_pipe()?;
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    let mut signals = {
+        let _context = runtime.enter();
+        Signals::new()?
+    };
     let tun_options = TunOptions {
         offload: options.tun_offload,
         ..TunOptions::default()
@@ -153,10 +161,6 @@ fn serve(options: &Options) -> Result<()> {
         "tunnel device ready"
     );
 
-    let runtime = runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the event loop")?;
     let ending = LocalSet::new().block_on(&runtime, async {
         let (watcher, happenings) = Watcher::start(Arc::clone(&shared), sources)?;
         let listener = tokio::net::UnixListener::from_std(socket.listener()?)?;
@@ -164,9 +168,9 @@ fn serve(options: &Options) -> Result<()> {
         if let Some(ready) = ready {
             report_ready(ready)?;
         }
-        let ending = control::run(&control, queues, happenings).await;
+        let ending = control::run(&control, queues, happenings, &mut signals).await;
         drop(watcher);
-        ending
+        anyhow::Ok(ending)
     })?;
     tracing::info!(interface, reason = %ending, "tunnel device ends");
     drop(threads);

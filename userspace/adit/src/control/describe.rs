@@ -19,6 +19,20 @@ impl Control {
         }
         self.steerer.describe(answer);
         self.shared.counters.describe(answer);
+        let refused = self.device.counters();
+        let handshakes = [
+            ("mac1", refused.invalid_mac1),
+            ("rate_limited", refused.rate_limited),
+            ("cookie_demanded", refused.cookie_replies_sent),
+            ("invalid", refused.invalid_handshake),
+            ("replayed", refused.replayed_initiation),
+            ("flooded", refused.flooded_initiation),
+            ("unknown_index", refused.unknown_index),
+            ("invalid_cookie_reply", refused.invalid_cookie_reply),
+        ];
+        for (reason, count) in handshakes {
+            let _ = writeln!(answer, "adit_drop_handshake_{reason}={count}");
+        }
         for peer in self.device.peers() {
             hex_line(answer, "public_key", peer.public_key.as_bytes());
             match peer.preshared_key {

@@ -24,7 +24,7 @@ use crate::uapi::Errno;
 use crate::uapi::request::Setting;
 use crate::uapi::server::Configurable;
 
-pub use run::{Ending, run};
+pub use run::{Ending, Signals, run};
 pub use watcher::{Happening, Sources, Watcher};
 
 /// The device and what surrounds it.
@@ -87,7 +87,7 @@ impl Control {
                 tracing::error!(
                     port = self.port,
                     error = error_chain(&error),
-                    "no UDP socket"
+                    "no UDP socket; trying again"
                 );
             }
             self.shared.probe_gro();
@@ -214,6 +214,10 @@ impl Control {
     fn tick(&mut self) {
         let now = instant();
         self.steerer.set_under_load(self.device.is_under_load(now));
+        // The port may be free by now: a data thread lets go of the old sockets when its batch ends.
+        if self.up && self.shared.sockets.load().is_none() && self.bind(self.port).is_ok() {
+            tracing::info!(port = self.port, "UDP socket open");
+        }
         self.refresh_underlay();
         self.steerer.check(now);
     }

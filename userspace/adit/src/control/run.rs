@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use adit_kernel::netlink::LinkEvent;
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
@@ -44,18 +44,39 @@ impl fmt::Display for Ending {
     }
 }
 
+/// The signals that end a tunnel in order.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Handles the signals from now on; to be called in a runtime, and before anything exists that
+    /// a signal must not leave behind.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("cannot handle SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("cannot handle SIGINT")?,
+        })
+    }
+}
+
 /// Serves the device until it ends.
-///
-/// # Errors
-/// When the process cannot wait for signals.
 pub async fn run(
     control: &Rc<RefCell<Control>>,
     mut queues: Queues,
     mut happenings: mpsc::UnboundedReceiver<Happening>,
-) -> anyhow::Result<Ending> {
+    signals: &mut Signals,
+) -> Ending {
     let timers_changed = Arc::clone(&control.borrow().timers_changed);
-    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let Signals {
+        terminate,
+        interrupt,
+    } = signals;
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -67,15 +88,15 @@ pub async fn run(
             }
         };
         tokio::select! {
-            _ = terminate.recv() => return Ok(Ending::Signal),
-            _ = interrupt.recv() => return Ok(Ending::Signal),
+            _ = terminate.recv() => return Ending::Signal,
+            _ = interrupt.recv() => return Ending::Signal,
             () = timers_changed.notified() => {}
             _ = tick.tick() => control.borrow_mut().tick(),
             () = timer => control.borrow_mut().timeout(),
             Some(notice) = queues.notices.recv() => match notice {
                 Notice::Attend(peer) => control.borrow_mut().attend(peer),
                 Notice::ReceiverFailed { ifindex } => control.borrow_mut().receiver_failed(ifindex),
-                Notice::DeviceGone => return Ok(Ending::DeviceGone),
+                Notice::DeviceGone => return Ending::DeviceGone,
             },
             Some(message) = queues.handshakes.recv() => {
                 handshakes(&mut control.borrow_mut(), &mut queues, message);
@@ -84,7 +105,7 @@ pub async fn run(
             }
             Some(happening) = happenings.recv() => {
                 if let Some(ending) = follow(&mut control.borrow_mut(), happening) {
-                    return Ok(ending);
+                    return ending;
                 }
             }
         }

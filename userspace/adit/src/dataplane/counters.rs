@@ -57,7 +57,7 @@ counters! {
         tun_reads,
         /// Inner packets in what was read: a super-packet counts its segments.
         tun_read_packets,
-        /// Messages handed to the kernel; one may carry many datagrams.
+        /// Messages the kernel took; one may carry many datagrams.
         udp_sends,
         /// Those of them that the kernel cuts up (UDP_SEGMENT).
         udp_gso_sends,
@@ -145,8 +145,8 @@ counters! {
 impl Egress {
     /// Adds what one call of [`SendBatch::send`](adit_kernel::udp::SendBatch::send) reports, but
     /// for its drops.
-    pub fn count_sends(&self, messages: usize, report: &SendReport) {
-        self.udp_sends.add_len(messages);
+    pub fn count_sends(&self, report: &SendReport) {
+        self.udp_sends.add(report.messages);
         self.udp_gso_sends.add(report.gso_sends);
         self.udp_sent_datagrams.add(report.datagrams);
         self.udp_send_calls.add(report.syscalls);

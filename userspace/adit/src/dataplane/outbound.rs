@@ -207,7 +207,7 @@ impl Outbound {
             return;
         };
         let report = self.sender.send(socket, &mut messages);
-        counters.count_sends(messages.len(), &report);
+        counters.count_sends(&report);
         for (message, &index) in messages.iter().zip(&indices) {
             let train = &self.trains[index];
             match message.outcome {

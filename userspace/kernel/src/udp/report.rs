@@ -39,7 +39,9 @@ const REASONS: usize = 8;
 pub struct SendReport {
     /// Calls of `sendmmsg`.
     pub syscalls: u64,
-    /// Messages the kernel cut up.
+    /// Messages the kernel took, of one datagram or of several.
+    pub messages: u64,
+    /// Those of them that it cuts up.
     pub gso_sends: u64,
     /// Datagrams the kernel took.
     pub datagrams: u64,
@@ -61,6 +63,7 @@ impl SendReport {
     /// Adds the counters of `other`.
     pub fn absorb(&mut self, other: &Self) {
         self.syscalls += other.syscalls;
+        self.messages += other.messages;
         self.gso_sends += other.gso_sends;
         self.datagrams += other.datagrams;
         self.gso_disabled += other.gso_disabled;

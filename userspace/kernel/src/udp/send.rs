@@ -250,6 +250,7 @@ impl<'a, T: Transmitter> Run<'_, 'a, T> {
         let entry = &part.entry;
         let datagrams = message.datagrams(entry.data.len());
         self.report.datagrams += u64::from(datagrams);
+        self.report.messages += 1;
         self.report.gso_sends += u64::from(entry.segment_size.is_some());
         self.progress.sent += datagrams;
         self.progress.sourceless = part.sourceless;
