@@ -88,6 +88,7 @@ impl Stage {
                 "--workspace",
                 "--exclude",
                 "adit-tests",
+                "--no-fail-fast",
             ])?),
             Self::Build => adit_path().map(drop),
             Self::Demo => demo::run(&demo::Options::short()),

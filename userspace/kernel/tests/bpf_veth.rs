@@ -21,8 +21,8 @@ use adit_kernel::xsk::{FrameSize, Receiver, ReceiverOptions, Umem, XskError};
 use common::{PATIENCE, ip, namespace, path, readable};
 use packets::{data, handshake};
 use wire::{
-    FRAMES, LIVE, PORT, Wire, bpftool, collect, host_socket, ifindex, ingress, messages, prepare,
-    socket_receives, total,
+    FRAMES, LIVE, PORT, Wire, bpftool, collect, host_socket, ifindex, ingress, messages, patiently,
+    prepare, socket_receives, total,
 };
 
 #[test]
@@ -107,7 +107,7 @@ fn what_is_not_certainly_ours_arrives_where_it_would() {
                 ip("addr add 10.9.0.2/24 dev far1");
                 ip("link set far1 up");
                 ip("route add default via 10.9.0.1");
-                let socket = UdpSocket::bind(("0.0.0.0", PORT)).unwrap();
+                let socket = patiently(|| UdpSocket::bind(("0.0.0.0", PORT)));
                 socket.set_read_timeout(Some(PATIENCE)).unwrap();
                 socket
             })
@@ -116,7 +116,7 @@ fn what_is_not_certainly_ours_arrives_where_it_would() {
             .run_in(|| ip("route add 10.9.0.0/24 via 10.7.0.2"))
             .unwrap();
         let bind = |address: &str| {
-            let socket = UdpSocket::bind((address, PORT)).unwrap();
+            let socket = patiently(|| UdpSocket::bind((address, PORT)));
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             socket
         };
@@ -193,7 +193,7 @@ fn each_queue_has_its_receiver() {
 fn generic_mode_takes_glued_messages_apart_and_leaves_large_ones() {
     let wire = Wire::new(1);
     wire.here(|| {
-        let sockets = UdpSockets::bind(PORT, &UdpOptions::default()).unwrap();
+        let sockets = patiently(|| UdpSockets::bind(PORT, &UdpOptions::default()));
         let (mut steering, mut receivers) = prepare(1, true);
         steering.attach_xdp(ifindex(), XdpMode::Generic).unwrap();
         steering.attach_tc(ifindex(), "wg0", None).unwrap();
@@ -234,7 +234,7 @@ fn tc_counts_exactly_what_xdp_leaves_and_what_is_sent() {
     for mode in [TcMode::Tcx, TcMode::Clsact] {
         let wire = Wire::new(1);
         wire.here(|| {
-            let sockets = UdpSockets::bind(PORT, &UdpOptions::default()).unwrap();
+            let sockets = patiently(|| UdpSockets::bind(PORT, &UdpOptions::default()));
             let (mut steering, mut receivers) = prepare(1, false);
             assert_eq!(
                 steering.attach_tc(ifindex(), "wg0", Some(mode)).unwrap(),

@@ -67,7 +67,7 @@ impl Wire {
         self.peer
             .run_in(|| {
                 let from = SocketAddr::new(from.parse().unwrap(), port);
-                let socket = UdpSocket::bind(from).unwrap();
+                let socket = patiently(|| UdpSocket::bind(from));
                 for message in messages {
                     socket
                         .send_to(message, SocketAddr::new(to.parse().unwrap(), PORT))
@@ -85,9 +85,21 @@ impl Wire {
     }
 }
 
+/// Binds a port that may have been ours a moment ago: a program that another test is starting holds
+/// a copy of every descriptor between its fork and its exec, of closed sockets too.
+pub fn patiently<T, E: std::fmt::Debug>(bind: impl Fn() -> Result<T, E>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match bind() {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            result => return result.unwrap(),
+        }
+    }
+}
+
 /// Sends messages of one size as GSO super-packets from the calling thread's namespace.
 pub fn gso(port: u16, to: &str, messages: &[Vec<u8>]) {
-    let sockets = UdpSockets::bind(port, &UdpOptions::default()).unwrap();
+    let sockets = patiently(|| UdpSockets::bind(port, &UdpOptions::default()));
     let to = to.parse().unwrap();
     let all = messages.concat();
     let mut outgoing = [Outgoing {
@@ -197,7 +209,7 @@ pub fn total(flows: &[Flow], direction: Direction) -> (u64, u64) {
 
 /// A UDP socket of the host's, as the daemon has one beside AF_XDP.
 pub fn host_socket() -> UdpSocket {
-    let socket = UdpSocket::bind(("0.0.0.0", PORT)).unwrap();
+    let socket = patiently(|| UdpSocket::bind(("0.0.0.0", PORT)));
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
