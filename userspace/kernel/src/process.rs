@@ -104,9 +104,13 @@ mod tests {
     use std::fs::File;
     use std::io::{Read, Seek, Write};
     use std::os::fd::IntoRawFd;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     fn temporary_file() -> File {
-        let path = std::env::temp_dir().join(format!("adit-process-{}", std::process::id()));
+        static FILES: AtomicU32 = AtomicU32::new(0);
+        let number = FILES.fetch_add(1, Ordering::Relaxed);
+        let name = format!("adit-process-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
         let file = File::options()
             .read(true)
             .write(true)
