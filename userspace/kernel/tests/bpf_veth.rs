@@ -18,11 +18,11 @@ use adit_kernel::bpf::{
 };
 use adit_kernel::udp::{Outcome, Outgoing, SendBatch, UdpOptions, UdpSockets};
 use adit_kernel::xsk::{FrameSize, Receiver, ReceiverOptions, Umem, XskError};
-use common::{PATIENCE, ip, namespace, path, readable};
+use common::{PATIENCE, ip, namespace, path, patiently, readable};
 use packets::{data, handshake};
 use wire::{
-    FRAMES, LIVE, PORT, Wire, bpftool, collect, host_socket, ifindex, ingress, messages, patiently,
-    prepare, socket_receives, total,
+    FRAMES, LIVE, PORT, Wire, bpftool, collect, host_socket, ifindex, ingress, messages, prepare,
+    socket_receives, total,
 };
 
 #[test]

@@ -11,7 +11,7 @@ use adit_kernel::netns::NetworkNamespace;
 use adit_kernel::udp::{
     Outcome, Outgoing, RecvBatch, SendBatch, SendReport, UdpError, UdpOptions, UdpSockets,
 };
-use common::{ip, namespace, path, wait};
+use common::{ip, namespace, path, patiently, wait};
 
 /// Two hosts: 192.0.2.1 and .2, 2001:db8::1 and ::2, on `wire0` and `wire1`.
 fn pair() -> (NetworkNamespace, NetworkNamespace) {
@@ -329,7 +329,8 @@ fn a_random_port_is_free_in_both_families() {
             let error = UdpSockets::bind(0, &options).unwrap_err();
             assert!(matches!(error, UdpError::PortInUse { .. }), "{error}");
             drop(blocker);
-            assert_eq!(UdpSockets::bind(0, &options).unwrap().port(), 40_000);
+            let sockets = patiently(|| UdpSockets::bind(0, &options));
+            assert_eq!(sockets.port(), 40_000);
         })
         .unwrap();
 }

@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use adit_kernel::netns::NetworkNamespace;
 use adit_kernel::poll::{Interest, PollFd, poll};
@@ -19,6 +19,18 @@ pub fn namespace() -> NetworkNamespace {
         "this test needs root: it makes network namespaces and TUN devices"
     );
     NetworkNamespace::new_private().expect("a private network namespace")
+}
+
+/// Binds a port that may have been ours a moment ago: a program that another test is starting holds
+/// a copy of every descriptor between its fork and its exec, of closed sockets too.
+pub fn patiently<T, E: std::fmt::Debug>(bind: impl Fn() -> Result<T, E>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match bind() {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            result => return result.unwrap(),
+        }
+    }
 }
 
 /// Runs `ip` in the namespace of the calling thread.

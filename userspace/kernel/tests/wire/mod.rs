@@ -12,7 +12,7 @@ use adit_kernel::netns::NetworkNamespace;
 use adit_kernel::udp::{Outcome, Outgoing, SendBatch, UdpOptions, UdpSockets};
 use adit_kernel::xsk::{FrameSize, Receiver, ReceiverOptions, Umem};
 
-use crate::common::{PATIENCE, ip, namespace, path};
+use crate::common::{PATIENCE, ip, namespace, path, patiently};
 use crate::packets::data;
 
 pub const PORT: u16 = 51820;
@@ -82,18 +82,6 @@ impl Wire {
         self.peer
             .run_in(|| gso(port, "10.7.0.2:51820", messages))
             .unwrap();
-    }
-}
-
-/// Binds a port that may have been ours a moment ago: a program that another test is starting holds
-/// a copy of every descriptor between its fork and its exec, of closed sockets too.
-pub fn patiently<T, E: std::fmt::Debug>(bind: impl Fn() -> Result<T, E>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match bind() {
-            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
-            result => return result.unwrap(),
-        }
     }
 }
 
