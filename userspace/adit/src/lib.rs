@@ -28,3 +28,8 @@ fn error_chain(error: &dyn std::error::Error) -> String {
     }
     line
 }
+
+/// The moment on the clock that protocol, control thread and data threads share.
+fn instant() -> adit_protocol::Instant {
+    adit_protocol::Instant::from_nanos(adit_kernel::clock::boottime_ns())
+}

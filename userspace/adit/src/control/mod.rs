@@ -12,17 +12,17 @@ use std::sync::Arc;
 
 use adit_kernel::udp::{Outcome, Outgoing, SendBatch, UdpError, UdpOptions, UdpSockets};
 use adit_kernel::{clock, netlink};
-use adit_protocol::{Device, Endpoint, Instant, Now, Output, PeerId};
+use adit_protocol::{Device, Endpoint, Now, Output, PeerId};
 use tokio::sync::Notify;
 
 use crate::dataplane::outbound::Outbound;
 use crate::dataplane::transport::TransportKey;
 use crate::dataplane::{Dataplane, HandshakeMessage, Session, send_staged};
-use crate::error_chain;
 use crate::steering::{Sockets, Steerer};
 use crate::uapi::Errno;
 use crate::uapi::request::Setting;
 use crate::uapi::server::Configurable;
+use crate::{error_chain, instant};
 
 pub use run::{Ending, Signals, run};
 pub use watcher::{Happening, Sources, Watcher};
@@ -342,9 +342,4 @@ impl Configurable for Control {
     fn describe(&self, answer: &mut String) {
         self.describe_device(answer);
     }
-}
-
-/// The moment on the clock that protocol and data threads share.
-fn instant() -> Instant {
-    Instant::from_nanos(clock::boottime_ns())
 }

@@ -13,9 +13,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+use super::Control;
 use super::watcher::Happening;
-use super::{Control, instant};
 use crate::dataplane::{HandshakeMessage, Notice, Queues};
+use crate::instant;
 
 /// Handshake messages handled before timers and configuration get their turn: about 10 ms.
 const HANDSHAKES_AT_ONCE: usize = 32;

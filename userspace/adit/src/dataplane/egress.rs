@@ -4,7 +4,6 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use adit_kernel::alloc::allocations_on_this_thread;
-use adit_kernel::clock;
 use adit_kernel::poll::{Interest, PollFd, poll};
 use adit_packet::ecn;
 use adit_packet::split::Splitter;
@@ -13,6 +12,7 @@ use adit_protocol::{InnerPacket, Instant};
 
 use super::outbound::Outbound;
 use super::{Dataplane, Notice, PeerLink, Session};
+use crate::instant;
 
 /// A super-packet with its offload header.
 const READ_BUFFER: usize = VirtioNetHeader::LEN + 65_536;
@@ -60,7 +60,7 @@ impl Egress {
     fn drain(&mut self, read_buffer: &mut [u8]) -> Result<(), DeviceGone> {
         let shared = Arc::clone(&self.shared);
         loop {
-            let now = Instant::from_nanos(clock::boottime_ns());
+            let now = instant();
             let end = loop {
                 if self.outbound.is_full() {
                     break Round::Full;

@@ -5,7 +5,6 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use adit_kernel::alloc::allocations_on_this_thread;
-use adit_kernel::clock;
 use adit_kernel::poll::{Interest, PollFd, poll};
 use adit_kernel::udp::{Received, RecvBatch, UdpSocket, UdpSockets};
 use adit_kernel::xsk::Receiver;
@@ -17,6 +16,7 @@ use arrayvec::ArrayVec;
 
 use super::tun_writer::TunWriter;
 use super::{Dataplane, HandshakeMessage, Notice, ReceiverChange};
+use crate::instant;
 
 /// Messages of one `recvmmsg`, each up to 64 datagrams. More would leave the L2 cache before they
 /// are opened.
@@ -163,7 +163,7 @@ impl Ingress {
     fn process<'a>(&mut self, messages: impl Iterator<Item = Received<'a>>) -> Count {
         let shared = Arc::clone(&self.shared);
         let counters = &shared.counters.ingress;
-        let now = Instant::from_nanos(clock::boottime_ns());
+        let now = instant();
         let mut packets = Packets::new();
         let mut group = Group::default();
         let mut count = Count::default();

@@ -5,14 +5,13 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use adit_kernel::bpf::{AttachError, LinkState, Steering, XdpMode};
-use adit_kernel::clock;
 use adit_kernel::netlink::{self, Link};
 use adit_kernel::xsk::{FrameSize, Receiver, ReceiverOptions, Umem, XskError};
 use adit_protocol::Instant;
 
 use super::options::{self, Datapath, Options};
 use crate::dataplane::{Dataplane, ReceiverChange};
-use crate::error_chain;
+use crate::{error_chain, instant};
 
 /// Frames of each AF_XDP socket: what a few TCP windows of MTU-sized packets need.
 const FRAMES: u32 = 4096;
@@ -430,8 +429,4 @@ impl Device {
             }
         };
     }
-}
-
-fn instant() -> Instant {
-    Instant::from_nanos(clock::boottime_ns())
 }
