@@ -7,7 +7,7 @@ use super::codec::{Message, read_u32};
 use super::socket::RouteSocket;
 
 /// Length of `struct ifaddrmsg`.
-const ADDRESS_HEADER: usize = 8;
+pub(super) const ADDRESS_HEADER: usize = 8;
 
 /// An address and the interface that has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

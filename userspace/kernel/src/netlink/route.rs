@@ -9,14 +9,14 @@ use super::socket::{BUFFER, Reading, RouteSocket, none_if};
 use crate::sys;
 
 /// Length of `struct rtmsg`.
-const ROUTE_HEADER: usize = 12;
+pub(super) const ROUTE_HEADER: usize = 12;
 /// More changes than this at once are left for the next wake-up, so that a routing daemon that
 /// loads a full table does not hold up the caller.
 const READS_PER_CALL: usize = 256;
 
 /// The answers of a lookup that mean "no route": none, unreachable, prohibited, blackhole, or a
 /// source that is no longer ours.
-const NO_ROUTE: [i32; 5] = [
+pub(super) const NO_ROUTE: [i32; 5] = [
     libc::ENETUNREACH,
     libc::EHOSTUNREACH,
     libc::EACCES,
@@ -95,7 +95,7 @@ fn look_up(destination: IpAddr, source: Option<IpAddr>, mark: u32) -> io::Result
     )
 }
 
-fn address(request: Request, kind: u16, address: IpAddr) -> Request {
+pub(super) fn address(request: Request, kind: u16, address: IpAddr) -> Request {
     match address {
         IpAddr::V4(address) => request.attribute(kind, &address.octets()),
         IpAddr::V6(address) => request.attribute(kind, &address.octets()),
