@@ -14,15 +14,21 @@ use crate::sys::invalid;
 pub(super) enum Ring {
     Fill,
     Receive,
+    Transmit,
+    Completion,
 }
 
 impl Ring {
-    /// Offset to give to `mmap` (`XDP_PGOFF_RX_RING`, `XDP_UMEM_PGOFF_FILL_RING`).
+    /// Offset to give to `mmap` (`XDP_PGOFF_RX_RING` and its like).
     fn page_offset(self) -> io::Result<libc::off_t> {
+        let of_umem = |offset| {
+            libc::off_t::try_from(offset).map_err(|_| invalid("AF_XDP needs 64-bit file offsets"))
+        };
         match self {
             Self::Receive => Ok(libc::XDP_PGOFF_RX_RING),
-            Self::Fill => libc::off_t::try_from(libc::XDP_UMEM_PGOFF_FILL_RING)
-                .map_err(|_| invalid("AF_XDP needs 64-bit file offsets")),
+            Self::Transmit => Ok(libc::XDP_PGOFF_TX_RING),
+            Self::Fill => of_umem(libc::XDP_UMEM_PGOFF_FILL_RING),
+            Self::Completion => of_umem(libc::XDP_UMEM_PGOFF_COMPLETION_RING),
         }
     }
 
@@ -31,11 +37,13 @@ impl Ring {
         match self {
             Self::Receive => &offsets.rx,
             Self::Fill => &offsets.fr,
+            Self::Transmit => &offsets.tx,
+            Self::Completion => &offsets.cr,
         }
     }
 }
 
-/// A ring mapped from a socket. `T` is `u64` (fill) or `xdp_desc` (RX).
+/// A ring mapped from a socket. `T` is `u64` (fill, completion) or `xdp_desc` (RX, TX).
 #[derive(Debug)]
 pub(super) struct MappedRing<T> {
     mapping: NonNull<u8>,

@@ -16,7 +16,7 @@ pub(super) struct Packet {
     frame: u32,
 }
 
-/// An entry of an RX ring.
+/// An entry of an RX or TX ring.
 pub(super) trait Descriptor: Copy {
     fn offset(self) -> u64;
     fn length(self) -> u32;
@@ -148,7 +148,7 @@ where
 }
 
 /// Word and bit of a frame in the ownership set.
-fn place(frame: u32) -> (usize, u64) {
+pub(super) fn place(frame: u32) -> (usize, u64) {
     ((frame / 64) as usize, 1 << (frame % 64))
 }
 

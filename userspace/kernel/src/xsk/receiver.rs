@@ -193,6 +193,11 @@ impl Receiver {
         }
     }
 
+    /// What a transmitter shares with it.
+    pub(super) fn parts(&self) -> (&XskSocket, &Umem) {
+        (&self.socket, &self.umem)
+    }
+
     /// What it was opened with.
     #[must_use]
     pub fn options(&self) -> &ReceiverOptions {

@@ -104,6 +104,13 @@ impl<M: Memory> Producer<M> {
         count as usize
     }
 
+    /// Entries that the consumer has not taken yet.
+    pub(crate) fn pending(&mut self) -> u32 {
+        // Acquire: as in `free`.
+        self.consumed = self.memory.consumer().load(Ordering::Acquire);
+        self.next.wrapping_sub(self.consumed)
+    }
+
     /// Whether the kernel asks to be woken after a push (`XDP_USE_NEED_WAKEUP`).
     pub(crate) fn needs_wakeup(&self) -> bool {
         self.memory.flags() & libc::XDP_RING_NEED_WAKEUP != 0
@@ -222,6 +229,83 @@ pub(crate) mod plain {
 }
 
 #[cfg(test)]
+pub(crate) mod model {
+    //! A ring on loom's atomics and cells, which report every race in every interleaving.
+
+    use super::*;
+    use loom::cell::UnsafeCell;
+    use loom::sync::Arc;
+    use loom::sync::atomic::AtomicU32;
+
+    impl Cursor for AtomicU32 {
+        fn load(&self, order: Ordering) -> u32 {
+            Self::load(self, order)
+        }
+
+        fn store(&self, value: u32, order: Ordering) {
+            Self::store(self, value, order);
+        }
+    }
+
+    struct Shared<T> {
+        producer: AtomicU32,
+        consumer: AtomicU32,
+        slots: Vec<UnsafeCell<T>>,
+    }
+
+    /// Both ends hold one.
+    #[derive(Clone)]
+    pub(crate) struct ModelRing<T>(Arc<Shared<T>>);
+
+    // SAFETY: the cells are reached only through `Memory`, whose callers own the slot; loom checks exactly that.
+    unsafe impl<T: Send> Send for ModelRing<T> {}
+
+    impl<T: Copy + Default> ModelRing<T> {
+        /// `start` is where both cursors begin.
+        pub(crate) fn new(capacity: u32, start: u32) -> Self {
+            Self(Arc::new(Shared {
+                producer: AtomicU32::new(start),
+                consumer: AtomicU32::new(start),
+                slots: (0..capacity)
+                    .map(|_| UnsafeCell::new(T::default()))
+                    .collect(),
+            }))
+        }
+    }
+
+    impl<T: Copy> Memory for ModelRing<T> {
+        type Entry = T;
+        type Cursor = AtomicU32;
+
+        fn capacity(&self) -> u32 {
+            u32::try_from(self.0.slots.len()).unwrap()
+        }
+
+        fn producer(&self) -> &AtomicU32 {
+            &self.0.producer
+        }
+
+        fn consumer(&self) -> &AtomicU32 {
+            &self.0.consumer
+        }
+
+        fn flags(&self) -> u32 {
+            0
+        }
+
+        unsafe fn read(&self, slot: u32) -> T {
+            // SAFETY: loom fails the test if the caller does not own the slot.
+            self.0.slots[slot as usize].with(|cell| unsafe { *cell })
+        }
+
+        unsafe fn write(&self, slot: u32, entry: T) {
+            // SAFETY: as above.
+            self.0.slots[slot as usize].with_mut(|cell| unsafe { *cell = entry });
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::plain::PlainRing;
     use super::*;
@@ -288,98 +372,27 @@ mod tests {
         }
     }
 
-    /// The same code on loom's atomics and cells, which report every race in every interleaving.
-    mod model {
-        use super::super::*;
-        use loom::cell::UnsafeCell;
-        use loom::sync::Arc;
-        use loom::sync::atomic::AtomicU32;
-
-        impl Cursor for AtomicU32 {
-            fn load(&self, order: Ordering) -> u32 {
-                Self::load(self, order)
-            }
-
-            fn store(&self, value: u32, order: Ordering) {
-                Self::store(self, value, order);
-            }
-        }
-
-        struct Shared {
-            producer: AtomicU32,
-            consumer: AtomicU32,
-            slots: Vec<UnsafeCell<u64>>,
-        }
-
-        #[derive(Clone)]
-        struct ModelRing(Arc<Shared>);
-
-        // SAFETY: the cells are reached only through `Memory`, whose callers own the slot; loom checks exactly that.
-        unsafe impl Send for ModelRing {}
-
-        impl ModelRing {
-            fn new(capacity: u32, start: u32) -> Self {
-                Self(Arc::new(Shared {
-                    producer: AtomicU32::new(start),
-                    consumer: AtomicU32::new(start),
-                    slots: (0..capacity).map(|_| UnsafeCell::new(0)).collect(),
-                }))
-            }
-        }
-
-        impl Memory for ModelRing {
-            type Entry = u64;
-            type Cursor = AtomicU32;
-
-            fn capacity(&self) -> u32 {
-                u32::try_from(self.0.slots.len()).unwrap()
-            }
-
-            fn producer(&self) -> &AtomicU32 {
-                &self.0.producer
-            }
-
-            fn consumer(&self) -> &AtomicU32 {
-                &self.0.consumer
-            }
-
-            fn flags(&self) -> u32 {
-                0
-            }
-
-            unsafe fn read(&self, slot: u32) -> u64 {
-                // SAFETY: loom fails the test if the caller does not own the slot.
-                self.0.slots[slot as usize].with(|cell| unsafe { *cell })
-            }
-
-            unsafe fn write(&self, slot: u32, entry: u64) {
-                // SAFETY: as above.
-                self.0.slots[slot as usize].with_mut(|cell| unsafe { *cell = entry });
-            }
-        }
-
-        #[test]
-        fn every_entry_arrives_once_and_in_order_in_every_interleaving() {
-            loom::model(|| {
-                let ring = ModelRing::new(2, u32::MAX);
-                let mut producer = Producer::new(ring.clone());
-                let mut consumer = Consumer::new(ring);
-                let sender = loom::thread::spawn(move || {
-                    let mut sent = 0;
-                    for _ in 0..2 {
-                        let batch: Vec<u64> = (sent..4).map(|entry| entry + 1).collect();
-                        sent += producer.push(&batch) as u64;
-                    }
-                    sent
-                });
-                let mut seen = Vec::new();
+    #[test]
+    fn every_entry_arrives_once_and_in_order_in_every_interleaving() {
+        loom::model(|| {
+            let ring = model::ModelRing::new(2, u32::MAX);
+            let mut producer = Producer::new(ring.clone());
+            let mut consumer = Consumer::new(ring);
+            let sender = loom::thread::spawn(move || {
+                let mut sent = 0;
                 for _ in 0..2 {
-                    consumer.pop(2, |entry| seen.push(entry));
+                    let batch: Vec<u64> = (sent..4).map(|entry| entry + 1).collect();
+                    sent += producer.push(&batch) as u64;
                 }
-                let sent = sender.join().unwrap();
-                consumer.pop(4, |entry| seen.push(entry));
-                assert!(seen.iter().copied().eq(1..=sent), "{seen:?} of {sent}");
+                sent
             });
-        }
+            let mut seen = Vec::new();
+            for _ in 0..2 {
+                consumer.pop(2, |entry| seen.push(entry));
+            }
+            let sent = sender.join().unwrap();
+            consumer.pop(4, |entry| seen.push(entry));
+            assert!(seen.iter().copied().eq(1..=sent), "{seen:?} of {sent}");
+        });
     }
 }

@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::mapped::{MappedRing, Ring};
 use super::umem::Umem;
 use crate::bpf::raise_locked_memory_limit;
-use crate::sys::{check, owned};
+use crate::sys::{self, check, check_length, owned};
 
 /// Why an AF_XDP socket cannot be had.
 #[derive(Debug, Error)]
@@ -74,7 +74,7 @@ pub(super) enum Registration<'a> {
     Shared(BorrowedFd<'a>),
 }
 
-/// An AF_XDP socket that only receives.
+/// An AF_XDP socket that either receives or transmits.
 #[derive(Debug)]
 pub(super) struct XskSocket {
     fd: OwnedFd,
@@ -88,8 +88,24 @@ pub(super) struct Prepared {
     pub(super) receive: MappedRing<libc::xdp_desc>,
 }
 
-/// The kernel wants a completion ring with every UMEM; nothing is ever put into this one.
-const COMPLETION_ENTRIES: u32 = 64;
+/// A socket that transmits, with its rings and bound.
+#[derive(Debug)]
+pub(super) struct Transmitting {
+    pub(super) socket: XskSocket,
+    pub(super) transmit: MappedRing<libc::xdp_desc>,
+    pub(super) completion: MappedRing<u64>,
+}
+
+/// Entries of the completion ring that the kernel wants with every queue; room for all frames of a [`Transmitter`].
+///
+/// [`Transmitter`]: super::Transmitter
+pub(super) const COMPLETION_ENTRIES: u32 = 1024;
+
+/// `XDP_MAX_TX_SKB_BUDGET` (Linux 6.17): packets that one call sends in copy mode, 32 otherwise.
+const MAX_TX_SKB_BUDGET: i32 = 9;
+
+/// Bytes of packets on their way in copy mode, as for the UDP socket.
+const SEND_BUFFER: i32 = 7 << 20;
 
 /// `AF_XDP` as `sockaddr_xdp` wants it.
 const FAMILY: u16 = 44;
@@ -103,18 +119,7 @@ impl XskSocket {
         fill: u32,
         receive: u32,
     ) -> Result<Prepared, XskError> {
-        // SAFETY: takes integers only.
-        let fd =
-            owned(unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })
-                .map_err(|source| match source.raw_os_error() {
-                    Some(libc::EAFNOSUPPORT) => XskError::Unsupported(source),
-                    Some(libc::EPERM | libc::EACCES) => XskError::Permission(source),
-                    _ => XskError::Io {
-                        call: "socket",
-                        source,
-                    },
-                })?;
-        let socket = Self { fd };
+        let socket = Self::open()?;
         if let Registration::Own = registration {
             socket.register(umem)?;
         }
@@ -125,22 +130,66 @@ impl XskSocket {
             &COMPLETION_ENTRIES,
         )?;
         socket.set("XDP_RX_RING", libc::XDP_RX_RING, &receive)?;
-        let offsets: libc::xdp_mmap_offsets =
-            socket
-                .get(libc::XDP_MMAP_OFFSETS)
-                .map_err(|source| XskError::Io {
-                    call: "XDP_MMAP_OFFSETS",
+        Ok(Prepared {
+            fill: socket.map(Ring::Fill, fill)?,
+            receive: socket.map(Ring::Receive, receive)?,
+            socket,
+        })
+    }
+
+    /// Opens a socket that transmits `entries` packets at a time, a power of two, and binds it to the queue of
+    /// `receiving`, whose UMEM and completion ring it uses. Nobody else may use the completion ring.
+    pub(super) fn transmitting(
+        receiving: &Self,
+        ifindex: u32,
+        queue: u32,
+        entries: u32,
+    ) -> Result<Transmitting, XskError> {
+        let socket = Self::open()?;
+        socket.set("XDP_TX_RING", libc::XDP_TX_RING, &entries)?;
+        // Not known to older kernels, which are asked more often then.
+        let _ = socket.set("XDP_MAX_TX_SKB_BUDGET", MAX_TX_SKB_BUDGET, &entries);
+        // The default holds some 90 packets; without CAP_NET_ADMIN it stays.
+        let _ = sys::socket::set_option(
+            socket.as_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_SNDBUFFORCE,
+            SEND_BUFFER,
+        );
+        let transmit = socket.map(Ring::Transmit, entries)?;
+        socket.bind(ifindex, queue, Registration::Shared(receiving.as_fd()))?;
+        Ok(Transmitting {
+            transmit,
+            completion: receiving.map(Ring::Completion, COMPLETION_ENTRIES)?,
+            socket,
+        })
+    }
+
+    fn open() -> Result<Self, XskError> {
+        // SAFETY: takes integers only.
+        owned(unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })
+            .map(|fd| Self { fd })
+            .map_err(|source| match source.raw_os_error() {
+                Some(libc::EAFNOSUPPORT) => XskError::Unsupported(source),
+                Some(libc::EPERM | libc::EACCES) => XskError::Permission(source),
+                _ => XskError::Io {
+                    call: "socket",
                     source,
-                })?;
-        let failed = |source| XskError::Io {
+                },
+            })
+    }
+
+    /// Maps a ring that the socket has been given.
+    fn map<T: Copy>(&self, ring: Ring, entries: u32) -> Result<MappedRing<T>, XskError> {
+        let offsets = self
+            .get(libc::XDP_MMAP_OFFSETS)
+            .map_err(|source| XskError::Io {
+                call: "XDP_MMAP_OFFSETS",
+                source,
+            })?;
+        MappedRing::map(self.as_fd(), ring, &offsets, entries).map_err(|source| XskError::Io {
             call: "mmap of a ring",
             source,
-        };
-        Ok(Prepared {
-            fill: MappedRing::map(socket.as_fd(), Ring::Fill, &offsets, fill).map_err(failed)?,
-            receive: MappedRing::map(socket.as_fd(), Ring::Receive, &offsets, receive)
-                .map_err(failed)?,
-            socket,
         })
     }
 
@@ -166,7 +215,7 @@ impl XskSocket {
             })
     }
 
-    /// Binds to an RX queue. The driver receives without copying if it can; the kernel copies otherwise.
+    /// Binds to a queue. The driver does without copying if it can; the kernel copies otherwise.
     pub(super) fn bind(
         &self,
         ifindex: u32,
@@ -209,7 +258,7 @@ impl XskSocket {
             })
     }
 
-    /// Whether the driver writes packets straight into the UMEM.
+    /// Whether the driver reads and writes packets straight in the UMEM.
     pub(super) fn is_zero_copy(&self) -> io::Result<bool> {
         let options: libc::xdp_options = self.get(libc::XDP_OPTIONS)?;
         Ok(options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0)
@@ -233,6 +282,22 @@ impl XskSocket {
                 std::ptr::null_mut(),
             )
         };
+    }
+
+    /// Has the kernel look at the TX ring.
+    pub(super) fn kick(&self) -> io::Result<()> {
+        // SAFETY: no buffer and no address is passed.
+        let sent = unsafe {
+            libc::sendto(
+                self.fd.as_raw_fd(),
+                std::ptr::null(),
+                0,
+                libc::MSG_DONTWAIT,
+                std::ptr::null(),
+                0,
+            )
+        };
+        check_length(sent).map(drop)
     }
 
     fn set<T>(&self, call: &'static str, option: i32, value: &T) -> Result<(), XskError> {
