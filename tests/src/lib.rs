@@ -8,6 +8,7 @@
 
 pub mod command;
 pub mod daemon;
+pub mod initiators;
 pub mod iperf;
 pub mod link;
 pub mod measure;
@@ -17,9 +18,12 @@ pub mod packet_socket;
 pub mod ping;
 pub mod process;
 pub mod relay;
+pub mod round_trip;
+pub mod stopwatch;
 pub mod transfer;
 pub mod tunnel;
 pub mod uapi;
+pub mod udp_flow;
 pub mod wait;
 pub mod wg;
 

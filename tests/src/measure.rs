@@ -1,11 +1,76 @@
 //! Throughput, and what it costs in processor time.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use crate::iperf::{Report, Run};
 use crate::process::{cpu_time, host_cpu_time};
+
+/// Watches the processor time of the machine and of some processes.
+#[derive(Debug)]
+pub struct Meter {
+    start: Instant,
+    host: Duration,
+    processes: Vec<(u32, Duration)>,
+}
+
+/// Processor time used between two moments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// Time that passed.
+    pub elapsed: Duration,
+    /// Processor time of the whole machine.
+    pub host: Duration,
+    /// Processor time of each process that was watched, in the order given.
+    pub processes: Vec<Duration>,
+}
+
+impl Meter {
+    /// Starts to watch the machine and the processes with these ids.
+    ///
+    /// # Errors
+    /// No such process.
+    pub fn start(pids: &[u32]) -> Result<Self> {
+        let times = pids.iter().map(|&pid| Ok((pid, cpu_time(pid)?)));
+        Ok(Self {
+            processes: times.collect::<Result<_>>()?,
+            host: host_cpu_time()?,
+            start: Instant::now(),
+        })
+    }
+
+    /// Ends watching.
+    ///
+    /// # Errors
+    /// A process has ended.
+    pub fn stop(self) -> Result<Usage> {
+        let (elapsed, host) = (self.start.elapsed(), host_cpu_time()?);
+        let used = |&(pid, before): &(u32, Duration)| Ok(cpu_time(pid)?.saturating_sub(before));
+        Ok(Usage {
+            elapsed,
+            host: host.saturating_sub(self.host),
+            processes: self.processes.iter().map(used).collect::<Result<_>>()?,
+        })
+    }
+}
+
+impl Usage {
+    /// Share of the machine's processors that was busy, 0 to 1.
+    #[must_use]
+    pub fn busy(&self) -> f64 {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let available =
+            self.elapsed.as_secs_f64() * u32::try_from(processors).map_or(1.0, f64::from);
+        self.host.as_secs_f64() / available
+    }
+
+    /// Processor time of all processes that were watched.
+    #[must_use]
+    pub fn watched(&self) -> Duration {
+        self.processes.iter().sum()
+    }
+}
 
 /// One iperf3 run, and what it cost.
 #[derive(Debug, Clone)]
@@ -24,24 +89,15 @@ impl Measurement {
     /// # Errors
     /// The run failed, or a process ended.
     pub fn of(run: &Run<'_>, pids: &[u32]) -> Result<Self> {
-        let times = || {
-            pids.iter()
-                .map(|&pid| cpu_time(pid))
-                .collect::<Result<Vec<_>>>()
-        };
         let server = run.start_server()?;
-        let (processes, host) = (times()?, host_cpu_time()?);
+        let meter = Meter::start(pids)?;
         let report = run.finish(run.start_client()?)?;
-        let (host_after, after) = (host_cpu_time()?, times()?);
+        let usage = meter.stop()?;
         drop(server);
         Ok(Self {
             report,
-            host: host_after.saturating_sub(host),
-            processes: after
-                .iter()
-                .zip(&processes)
-                .map(|(after, before)| after.saturating_sub(*before))
-                .collect(),
+            host: usage.host,
+            processes: usage.processes,
         })
     }
 
