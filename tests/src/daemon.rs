@@ -135,6 +135,8 @@ pub fn tools_directory() -> Result<PathBuf> {
 pub struct Options {
     /// Whose.
     pub implementation: Implementation,
+    /// A shell command in place of all that, `%i` standing for the interface name; it must stay in the foreground.
+    pub command: Option<String>,
     /// Options before the interface name.
     pub arguments: Vec<String>,
     /// Environment variables.
@@ -273,6 +275,29 @@ fn spawn(
     interface: &str,
     log: &tempfile::NamedTempFile,
 ) -> Result<Child> {
+    let mut command = match &options.command {
+        Some(line) => shell(namespace, line, interface),
+        None => program(namespace, options, interface)?,
+    };
+    command
+        .env("LOG_LEVEL", "verbose")
+        .envs(&options.environment);
+    command
+        .stdout(Stdio::from(log.reopen_for_append()?))
+        .stderr(Stdio::from(log.reopen_for_append()?))
+        .spawn()
+        .with_context(|| format!("cannot start {command:?}"))
+}
+
+fn shell(namespace: &Namespace, line: &str, interface: &str) -> Command {
+    let mut command = namespace.command("sh");
+    // In the shell's place, so that its process is the daemon.
+    command.args(["-c", &format!("exec {}", line.replace("%i", interface))]);
+    command.env("WG_PROCESS_FOREGROUND", "1");
+    command
+}
+
+fn program(namespace: &Namespace, options: &Options, interface: &str) -> Result<Command> {
     let mut command = namespace.command(options.implementation.program()?);
     command.arg("-f");
     if options.implementation == Implementation::Boringtun {
@@ -285,14 +310,7 @@ fn spawn(
         ]);
     }
     command.args(&options.arguments).arg(interface);
-    command
-        .env("LOG_LEVEL", "verbose")
-        .envs(&options.environment);
-    command
-        .stdout(Stdio::from(log.reopen_for_append()?))
-        .stderr(Stdio::from(log.reopen_for_append()?))
-        .spawn()
-        .with_context(|| format!("cannot start {command:?}"))
+    Ok(command)
 }
 
 impl Drop for Daemon {

@@ -41,7 +41,7 @@ pub enum Amount {
 /// What iperf3 reported.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Report {
-    /// Bytes of payload that arrived.
+    /// Bytes of payload that arrived; with `--bidir` in both directions together, as are the two values below.
     pub bytes: u64,
     /// Payload bits per second, measured at the receiver.
     pub bits_per_second: f64,
@@ -134,12 +134,20 @@ impl Report {
             .filter_map(|stream| stream.get("udp"))
             .map(|stream| number(stream, "out_of_order"))
             .sum();
+        // What `--bidir` moved the other way.
+        let back = |key: &str| end.get(key).unwrap_or(&Value::Null);
+        let (back_sent, back_received) = (
+            back("sum_sent_bidir_reverse"),
+            back("sum_received_bidir_reverse"),
+        );
+        let rate = |value: &Value| value.get("bits_per_second").and_then(Value::as_f64);
         Some(Self {
-            bytes: number(received, "bytes"),
-            bits_per_second: received.get("bits_per_second")?.as_f64()?,
+            bytes: number(received, "bytes") + number(back_received, "bytes"),
+            bits_per_second: rate(received)? + rate(back_received).unwrap_or(0.0),
             retransmits: end
                 .get("sum_sent")
-                .map_or(0, |sent| number(sent, "retransmits")),
+                .map_or(0, |sent| number(sent, "retransmits"))
+                + number(back_sent, "retransmits"),
             datagrams: number(udp, "packets"),
             lost: number(udp, "lost_packets"),
             out_of_order,
