@@ -33,7 +33,11 @@ pub mod maps {
     /// Slot ([`Device::first_slot`](crate::Device::first_slot) + RX queue) → AF_XDP socket.
     pub const XSKS: &str = "xsks";
 
-    /// All of the above, in the order they are pinned.
+    /// Index 0 → `u64`, from 1 up: changes after anything was taken out of [`LISTENERS`], [`SESSIONS`] or [`DEVICES`].
+    /// Not pinned: it tells nothing.
+    pub const EPOCH: &str = "epoch";
+
+    /// All that are pinned, in that order.
     pub const ALL: [&str; 8] = [
         FLOWS, SESSIONS, LISTENERS, DROPS, CONFIG, DEVICES, SOURCES, XSKS,
     ];

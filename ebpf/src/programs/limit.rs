@@ -1,9 +1,12 @@
 //! The limit on handshake messages per source while userspace is under load.
 
-use adit_ebpf::{Address, Bucket, Config, Family, SourceKey};
+use adit_ebpf::{Bucket, Config, Family, SourceKey};
 use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_ktime_get_coarse_ns};
 
-use crate::maps::SOURCES;
+use crate::{
+    maps::SOURCES,
+    words::{Words, bytes},
+};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -12,21 +15,20 @@ const SECOND_NS: u64 = 1_000_000_000;
 /// Two CPUs that serve one source at the same instant may let one message too many through: a lock would cost every
 /// honest packet more than that costs us.
 #[inline(always)]
-pub(crate) fn admit(config: &Config, source: &Address, family: Family) -> bool {
+pub(crate) fn admit(config: &Config, source: Words, family: Family) -> bool {
     let rate = u64::from(config.handshakes_per_second);
     if rate == 0 {
         return false;
     }
     let cost = SECOND_NS / rate;
     let full = cost * u64::from(config.handshake_burst);
-    let mut key = SourceKey { prefix: *source };
-    if let Family::V6 = family {
-        let mut index = 8;
-        while index < 16 {
-            key.prefix[index] = 0;
-            index += 1;
-        }
-    }
+    let prefix = match family {
+        Family::V4 => source,
+        Family::V6 => [source[0], 0],
+    };
+    let key = SourceKey {
+        prefix: bytes(prefix),
+    };
     // SAFETY: the helper takes no argument and only reads the clock.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     if let Some(bucket) = SOURCES.get_ptr_mut(key) {

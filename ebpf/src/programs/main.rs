@@ -2,6 +2,7 @@
 //!
 //! Built only for the BPF target, by `cargo xtask build-ebpf`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod count;
@@ -10,7 +11,11 @@ mod limit;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod recent;
+#[cfg(target_arch = "bpf")]
 mod tc;
+#[cfg(target_arch = "bpf")]
+mod words;
 #[cfg(target_arch = "bpf")]
 mod xdp;
 

@@ -39,6 +39,9 @@ pub(crate) static DROPS: PerCpuArray<DropCounters, { DropReason::COUNT as usize 
 #[btf_map(name = "config")]
 pub(crate) static CONFIG: Array<Config, 1> = Array::new();
 
+#[btf_map(name = "epoch")]
+pub(crate) static EPOCH: Array<u64, 1> = Array::new();
+
 #[btf_map(name = "devices")]
 pub(crate) static DEVICES: HashMap<u32, Device, { MAX_DEVICES as usize }> = HashMap::new();
 

@@ -5,8 +5,8 @@
 //! left to the network stack, which knows all the rules.
 
 use adit_ebpf::{
-    Address, Config, DATA_MESSAGE_MIN, Direction, DropReason, Family, FlowKey, Handshake,
-    ListenerKey, SessionKey, map_ipv4,
+    Config, DATA_MESSAGE_MIN, Device, Direction, DropReason, Family, FlowKey, Handshake,
+    ListenerKey, SessionKey,
 };
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
@@ -18,6 +18,8 @@ use aya_ebpf::{
 use crate::{
     count, limit,
     maps::{CONFIG, DEVICES, LISTENERS, SESSIONS, XSKS},
+    recent::{self, Place},
+    words::{Words, bytes, ipv4_words},
 };
 
 const ETHERNET: usize = 14;
@@ -48,8 +50,8 @@ struct Ipv4Header {
     ttl: u8,
     protocol: u8,
     checksum: u16,
-    source: [u8; 4],
-    destination: [u8; 4],
+    source: u32,
+    destination: u32,
 }
 
 #[repr(C, packed)]
@@ -59,8 +61,8 @@ struct Ipv6Header {
     payload_length: u16,
     next_header: u8,
     hop_limit: u8,
-    source: Address,
-    destination: Address,
+    source: Words,
+    destination: Words,
 }
 
 #[repr(C, packed)]
@@ -71,10 +73,17 @@ struct UdpHeader {
     checksum: u16,
 }
 
-/// What the outer headers say about a datagram to one of our listeners.
+/// The start of a data message.
+#[repr(C, packed)]
+struct DataHead {
+    kind: u32,
+    receiver: u32,
+}
+
+/// What the outer headers say about a datagram.
 struct Outer {
-    source: Address,
-    destination: Address,
+    source: Words,
+    destination: Words,
     source_port: u16,
     destination_port: u16,
     family: Family,
@@ -89,10 +98,24 @@ struct Outer {
 /// Entry point. Every path ends in PASS, DROP or REDIRECT.
 #[xdp(frags)]
 pub(crate) fn adit_xdp(ctx: XdpContext) -> u32 {
-    match outer(&ctx) {
-        Some(outer) => decide(&ctx, &outer),
-        None => XDP_PASS,
+    let Some(outer) = outer(&ctx) else {
+        return XDP_PASS;
+    };
+    if let Some(device) = recently_steered(&ctx, &outer) {
+        return steer(&ctx, &outer, available(&ctx), device);
     }
+    if is_listener(&ctx, &outer) {
+        decide(&ctx, &outer, available(&ctx))
+    } else {
+        XDP_PASS
+    }
+}
+
+/// Bytes of the frame, also of those parts that are not linear.
+#[inline(always)]
+fn available(ctx: &XdpContext) -> u64 {
+    // SAFETY: the context is valid for the whole invocation.
+    unsafe { bpf_xdp_get_buff_len(ctx.ctx) }
 }
 
 /// A pointer to a `T` in the linear part of the frame.
@@ -105,7 +128,7 @@ fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*const T> {
     Some(start as *const T)
 }
 
-/// Reads the headers; `None` unless the packet is a plain datagram to one of our listeners.
+/// Reads the headers; `None` unless the packet is a plain datagram.
 #[inline(always)]
 fn outer(ctx: &XdpContext) -> Option<Outer> {
     // SAFETY: `at` has checked the bounds, and a packed header has alignment 1.
@@ -122,17 +145,6 @@ fn outer(ctx: &XdpContext) -> Option<Outer> {
     if outer.source_port == 0 {
         return None;
     }
-    let listener = ListenerKey {
-        address: outer.destination,
-        port: u32::from(outer.destination_port),
-    };
-    // SAFETY: nothing in this program removes listeners; a concurrent removal at worst yields a stale value.
-    let listener = unsafe { LISTENERS.get(listener) }?;
-    // SAFETY: the context is valid for the whole invocation.
-    let ingress = unsafe { (*ctx.ctx).ingress_ifindex };
-    if listener.ifindex != 0 && listener.ifindex != ingress {
-        return None;
-    }
     Some(outer)
 }
 
@@ -147,17 +159,21 @@ fn ipv4(ctx: &XdpContext) -> Option<Outer> {
         return None;
     }
     // A martian source could be replayed at us to move a peer's endpoint to this host itself: let the stack drop it.
-    if ip.source[0] == 0 || ip.source[0] == 127 || ip.source[0] >= 224 {
+    let network = u32::from_be(ip.source) >> 24;
+    if network == 0 || network == 127 || network >= 224 {
         return None;
     }
     // SAFETY: as above.
-    let words = unsafe { &*at::<[[u8; 2]; IPV4 / 2]>(ctx, ETHERNET)? };
-    let mut sum = 0_u32;
+    let words = unsafe { &*at::<[[u8; 4]; IPV4 / 4]>(ctx, ETHERNET)? };
+    // One's complement sums may be taken in words of any width and folded (RFC 1071, section 2).
+    let mut sum = 0_u64;
     let mut index = 0;
-    while index < IPV4 / 2 {
-        sum += u32::from(u16::from_ne_bytes(words[index]));
+    while index < IPV4 / 4 {
+        sum += u64::from(u32::from_ne_bytes(words[index]));
         index += 1;
     }
+    sum = (sum & 0xffff_ffff) + (sum >> 32);
+    sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
     if sum != 0xffff {
@@ -171,8 +187,8 @@ fn ipv4(ctx: &XdpContext) -> Option<Outer> {
         return None;
     }
     Some(Outer {
-        source: map_ipv4(ip.source),
-        destination: map_ipv4(ip.destination),
+        source: ipv4_words(ip.source),
+        destination: ipv4_words(ip.destination),
         source_port: u16::from_be(udp.source),
         destination_port: u16::from_be(udp.destination),
         family: Family::V4,
@@ -186,18 +202,13 @@ fn ipv4(ctx: &XdpContext) -> Option<Outer> {
 fn ipv6(ctx: &XdpContext) -> Option<Outer> {
     // SAFETY: `at` has checked the bounds, and a packed header has alignment 1.
     let ip = unsafe { &*at::<Ipv6Header>(ctx, ETHERNET)? };
-    if ip.version >> 4 != 6 || ip.next_header != PROTOCOL_UDP || ip.source[0] == 0xff {
+    let source = ip.source;
+    let multicast = source[0].to_ne_bytes()[0] == 0xff;
+    if ip.version >> 4 != 6 || ip.next_header != PROTOCOL_UDP || multicast {
         return None;
     }
     // ::, ::1 and mapped addresses all begin with 64 zero bits, and none of them may come from a network.
-    let source = ip.source;
-    let mut prefix = 0_u8;
-    let mut index = 0;
-    while index < 8 {
-        prefix |= source[index];
-        index += 1;
-    }
-    if prefix == 0 {
+    if source[0] == 0 {
         return None;
     }
     // SAFETY: as above.
@@ -219,11 +230,75 @@ fn ipv6(ctx: &XdpContext) -> Option<Outer> {
     })
 }
 
-/// Decides about a datagram to one of our listeners by its WireGuard header.
+/// Whether the datagram is for one of our listeners, and came in where that one's address is.
 #[inline(always)]
-fn decide(ctx: &XdpContext, outer: &Outer) -> u32 {
+fn is_listener(ctx: &XdpContext, outer: &Outer) -> bool {
+    let key = ListenerKey {
+        address: bytes(outer.destination),
+        port: u32::from(outer.destination_port),
+    };
+    // SAFETY: nothing in this program removes listeners; a concurrent removal at worst yields a stale value.
+    let Some(listener) = (unsafe { LISTENERS.get(key) }) else {
+        return false;
+    };
+    listener.ifindex == 0 || listener.ifindex == ingress(ctx)
+}
+
+#[inline(always)]
+fn ingress(ctx: &XdpContext) -> u32 {
     // SAFETY: the context is valid for the whole invocation.
-    let available = unsafe { bpf_xdp_get_buff_len(ctx.ctx) };
+    unsafe { (*ctx.ctx).ingress_ifindex }
+}
+
+/// What [`look_up`] would find, if it was found for such a data message a moment ago.
+#[inline(always)]
+fn recently_steered(ctx: &XdpContext, outer: &Outer) -> Option<Device> {
+    if outer.length < DATA_MESSAGE_MIN || !is_steering() {
+        return None;
+    }
+    // SAFETY: `at` has checked the bounds, and a packed header has alignment 1.
+    let head = unsafe { &*at::<DataHead>(ctx, outer.payload)? };
+    if u32::from_le(head.kind) != 4 {
+        return None;
+    }
+    recent::find(&place(ctx, outer, u32::from_le(head.receiver)))
+}
+
+#[inline(always)]
+fn place(ctx: &XdpContext, outer: &Outer, receiver: SessionKey) -> Place {
+    Place {
+        destination: outer.destination,
+        port: u32::from(outer.destination_port),
+        ifindex: ingress(ctx),
+        receiver,
+    }
+}
+
+/// Where to steer a data message for this index; `None` if the program would not.
+#[inline(always)]
+fn look_up(ctx: &XdpContext, outer: &Outer, receiver: SessionKey) -> Option<Device> {
+    if !is_listener(ctx, outer) {
+        return None;
+    }
+    SESSIONS.get_ptr(receiver)?;
+    device(ctx)
+}
+
+#[inline(always)]
+fn device(ctx: &XdpContext) -> Option<Device> {
+    // SAFETY: nothing in this program removes devices; a concurrent removal at worst yields a stale value.
+    unsafe { DEVICES.get(ingress(ctx)) }.copied()
+}
+
+/// While userspace does not steer it may not keep `sessions` up to date either.
+#[inline(always)]
+fn is_steering() -> bool {
+    !matches!(CONFIG.get(0), Some(Config { steer: 0, .. }) | None)
+}
+
+/// Decides about a datagram to one of our listeners by its WireGuard header. The frame has `available` bytes.
+#[inline(always)]
+fn decide(ctx: &XdpContext, outer: &Outer, available: u64) -> u32 {
     if outer.frame > available {
         return XDP_PASS;
     }
@@ -248,10 +323,8 @@ fn decide(ctx: &XdpContext, outer: &Outer) -> u32 {
     if outer.length < DATA_MESSAGE_MIN {
         return drop(ctx, DropReason::TooShort, outer);
     }
-    // While userspace does not steer it may not keep `sessions` up to date either.
-    match CONFIG.get(0) {
-        Some(Config { steer: 0, .. }) | None => return XDP_PASS,
-        Some(_) => {}
+    if !is_steering() {
+        return XDP_PASS;
     }
     let Some(receiver) = at::<[u8; 4]>(ctx, outer.payload + 4) else {
         return XDP_PASS;
@@ -261,7 +334,13 @@ fn decide(ctx: &XdpContext, outer: &Outer) -> u32 {
     if SESSIONS.get_ptr(receiver).is_none() {
         return drop(ctx, DropReason::DeadIndex, outer);
     }
-    steer(ctx, outer, available)
+    let Some(device) = device(ctx) else {
+        return XDP_PASS;
+    };
+    let _ = recent::remember(&place(ctx, outer, receiver), || {
+        look_up(ctx, outer, receiver)
+    });
+    steer(ctx, outer, available, device)
 }
 
 #[inline(always)]
@@ -274,7 +353,7 @@ fn handshake(ctx: &XdpContext, outer: &Outer, exact: u32) -> u32 {
     }
     match CONFIG.get(0) {
         Some(config)
-            if config.under_load != 0 && !limit::admit(config, &outer.source, outer.family) =>
+            if config.under_load != 0 && !limit::admit(config, outer.source, outer.family) =>
         {
             drop(ctx, DropReason::RateLimited, outer)
         }
@@ -284,17 +363,17 @@ fn handshake(ctx: &XdpContext, outer: &Outer, exact: u32) -> u32 {
 
 /// Sends a live data message to the AF_XDP socket of this RX queue, or up the stack where that cannot be.
 #[inline(always)]
-fn steer(ctx: &XdpContext, outer: &Outer, available: u64) -> u32 {
+fn steer(ctx: &XdpContext, outer: &Outer, available: u64, device: Device) -> u32 {
     // SAFETY: the context is valid for the whole invocation.
-    let (ingress, queue) = unsafe { ((*ctx.ctx).ingress_ifindex, (*ctx.ctx).rx_queue_index) };
-    // SAFETY: nothing in this program removes devices; a concurrent removal at worst yields a stale value.
-    let Some(device) = (unsafe { DEVICES.get(ingress) }) else {
-        return XDP_PASS;
-    };
+    let queue = unsafe { (*ctx.ctx).rx_queue_index };
     let linear = (ctx.data_end() - ctx.data()) as u64;
     // A super-packet (generic mode sees them) or a jumbo frame does not fit a UMEM frame; an AF_XDP socket without
     // scatter-gather would drop it.
-    if queue >= device.queues || available > u64::from(device.max_frame) || linear != available {
+    if queue >= device.queues
+        || outer.frame > available
+        || available > u64::from(device.max_frame)
+        || linear != available
+    {
         return XDP_PASS;
     }
     // The flag is the verdict when the slot is empty: bpf_redirect_map(), net/core/filter.c.
@@ -305,8 +384,8 @@ fn steer(ctx: &XdpContext, outer: &Outer, available: u64) -> u32 {
         return XDP_PASS;
     }
     let key = FlowKey {
-        remote_address: outer.source,
-        local_address: outer.destination,
+        remote_address: bytes(outer.source),
+        local_address: bytes(outer.destination),
         remote_port: outer.source_port,
         local_port: outer.destination_port,
         direction: Direction::Ingress as u16,

@@ -6,6 +6,8 @@ mod bench;
 mod common;
 mod packets;
 
+use std::os::fd::AsFd as _;
+
 use adit_kernel::bpf::{
     Direction, DropReason, EventLevel, Hook, Listener, LoadOptions, RateLimit, Steering,
 };
@@ -60,6 +62,79 @@ fn an_index_lives_from_insert_to_remove() {
         sessions.remove(77).unwrap();
         sessions.remove(77).unwrap();
         assert_eq!(bench.xdp(&frame), DROP);
+    });
+}
+
+/// The program remembers where messages went: no longer than it is right.
+#[test]
+fn what_is_remembered_counts_no_longer_than_what_is_looked_up() {
+    isolated(|| {
+        let mut bench = Bench::new(EventLevel::Off);
+        let twice = |bench: &mut Bench, frame: &[u8]| {
+            assert_eq!(bench.xdp(frame), REDIRECT);
+            assert_eq!(bench.xdp(frame), REDIRECT);
+        };
+        let frame = good(80).frame();
+        twice(&mut bench, &frame);
+        // Nearly the same place, and nearly the same message.
+        assert_eq!(bench.xdp(&changed(|d| d.to.set_port(51821))), PASS);
+        let other = changed(|d| d.to = "198.51.100.3:51820".parse().unwrap());
+        assert_eq!(bench.xdp(&other), PASS);
+        assert_eq!(bench.xdp(&payload(data(LIVE ^ 64, 1, 80))), DROP);
+        assert_eq!(bench.xdp(&payload(data(LIVE, 1, 31))), DROP);
+        assert_eq!(bench.xdp(&good(1792 - 41).frame()), PASS, "does not fit");
+        assert_eq!(bench.xdp(&frame), REDIRECT);
+
+        bench.steering.set_steering(false).unwrap();
+        assert_eq!(bench.xdp(&frame), PASS);
+        bench.steering.set_steering(true).unwrap();
+        twice(&mut bench, &frame);
+
+        let listeners = ["198.51.100.2", "2001:db8::2"].map(listener);
+        bench.steering.set_listeners([]).unwrap();
+        assert_eq!(bench.xdp(&frame), PASS);
+        bench.steering.set_listeners(listeners).unwrap();
+        twice(&mut bench, &frame);
+
+        bench.steering.remove_device(LOOPBACK).unwrap();
+        assert_eq!(bench.xdp(&frame), PASS);
+        bench.steering.add_device(LOOPBACK, 1, 1792).unwrap();
+        assert_eq!(bench.xdp(&frame), PASS, "no socket in the slot");
+        let socket = bench.receiver.as_fd();
+        bench.steering.set_socket(LOOPBACK, 0, socket).unwrap();
+        twice(&mut bench, &frame);
+
+        let mut sessions = bench.steering.sessions().unwrap();
+        sessions.remove(LIVE).unwrap();
+        assert_eq!(bench.xdp(&frame), DROP);
+        sessions.insert(LIVE, 1).unwrap();
+        twice(&mut bench, &frame);
+    });
+}
+
+/// Sessions whose indices have the same place in the program's memory.
+#[test]
+fn sessions_that_share_a_place_are_steered_and_counted_alike() {
+    isolated(|| {
+        let mut bench = Bench::new(EventLevel::Off);
+        let mut sessions = bench.steering.sessions().unwrap();
+        let indices: Vec<u32> = (0..5).map(|n| 7 + n * 64).collect();
+        for &index in &indices {
+            sessions.insert(index, 1).unwrap();
+        }
+        for round in 0..40 {
+            for &index in &indices {
+                let datagram = Datagram::new(PEER, HOST, data(index, round, 80));
+                assert_eq!(bench.xdp(&datagram.frame()), REDIRECT);
+            }
+        }
+        for &index in &indices {
+            sessions.remove(index).unwrap();
+            assert_eq!(bench.xdp(&payload(data(index, 99, 80))), DROP);
+        }
+        let flows = bench.flows();
+        assert_eq!(flows.len(), 1, "{flows:?}");
+        assert_eq!((flows[0].packets, flows[0].bytes), (200, 200 * 80));
     });
 }
 

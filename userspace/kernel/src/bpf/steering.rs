@@ -5,13 +5,16 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use adit_ebpf::{
     Config, Device, DropCounters, DropReason, FlowCounters, FlowKey, LAYOUT_VERSION, ListenerKey,
     ListenerValue, MAX_SLOTS, maps, programs,
 };
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, XskMap};
-use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{
+    ProgramError, SchedClassifier, TestRun as _, TestRunOptions, TestRunResult, Xdp,
+};
 use aya::{Ebpf, EbpfLoader};
 use thiserror::Error;
 
@@ -19,7 +22,7 @@ use super::attach::{AttachError, Link, LinkState, TcAttachment, TcMode, XdpMode,
 use super::events::{EventLevel, Events};
 use super::pin::{self, PinError, Pins};
 use super::sys::raise_locked_memory_limit;
-use super::tables::{self, DropCount, Flow, Sessions, map_address};
+use super::tables::{self, DropCount, Epoch, Flow, Sessions, map_address};
 
 /// The object `cargo xtask build-ebpf` makes. The ELF reader wants it aligned, which `include_bytes` does not promise.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/adit.bpf.o");
@@ -62,7 +65,7 @@ pub struct MapError {
 }
 
 impl MapError {
-    fn new(map: &'static str, error: &(dyn std::error::Error + 'static)) -> Self {
+    pub(super) fn new(map: &'static str, error: &(dyn std::error::Error + 'static)) -> Self {
         Self {
             map,
             source: io_error(error),
@@ -154,6 +157,7 @@ pub struct Steering {
     ebpf: Ebpf,
     events: Option<Events>,
     config: Config,
+    epoch: Epoch,
     listeners: HashSet<Listener>,
     devices: Vec<Slots>,
 }
@@ -188,6 +192,8 @@ impl Steering {
             EventLevel::Off => None,
             _ => Events::new(&mut ebpf),
         };
+        let epoch =
+            Epoch::new(&ebpf).map_err(|error| LoadError::Other(error.source.to_string()))?;
         let limit = RateLimit::default();
         let pid = std::process::id();
         let mut steering = Self {
@@ -205,6 +211,7 @@ impl Steering {
                 owner_pid: pid,
                 owner_started: pin::started(pid).unwrap_or(0),
             },
+            epoch,
             listeners: HashSet::new(),
             devices: Vec::new(),
         };
@@ -244,22 +251,15 @@ impl Steering {
     /// When the descriptor cannot be duplicated.
     pub fn sessions(&self) -> Result<Sessions, MapError> {
         let map = match self.ebpf.map(maps::SESSIONS) {
-            Some(Map::HashMap(map)) => {
-                map.fd()
-                    .as_fd()
-                    .try_clone_to_owned()
-                    .map_err(|source| MapError {
-                        map: maps::SESSIONS,
-                        source,
-                    })?
-            }
+            Some(Map::HashMap(map)) => tables::duplicate(map, maps::SESSIONS)?,
             _ => return Err(missing(maps::SESSIONS)),
         };
-        let failed = |error| MapError::new(maps::SESSIONS, &error);
-        let map = MapData::from_fd(map).map_err(failed)?;
-        HashMap::try_from(Map::HashMap(map))
-            .map(Sessions)
-            .map_err(failed)
+        let map = HashMap::try_from(Map::HashMap(map))
+            .map_err(|error| MapError::new(maps::SESSIONS, &error))?;
+        Ok(Sessions {
+            map,
+            epoch: self.epoch.clone(),
+        })
     }
 
     /// Makes `wanted` the listeners, in place of the ones before.
@@ -298,7 +298,7 @@ impl Steering {
                 self.listeners.insert(new);
             }
         }
-        Ok(())
+        self.epoch.end()
     }
 
     /// Switches steering. While it is off, data messages go up the stack whatever their index is.
@@ -401,7 +401,7 @@ impl Steering {
             // A slot whose socket was closed is empty already.
             let _ = xsks.unset(slot);
         }
-        Ok(())
+        self.epoch.end()
     }
 
     /// Puts the AF_XDP socket of RX queue `queue` in its slot; until then the program passes the queue's packets up the stack.
@@ -511,8 +511,24 @@ impl Steering {
     /// # Errors
     /// `EINVAL` for a frame shorter than an Ethernet header; otherwise as `bpf(2)`.
     pub fn try_frame(&mut self, hook: Hook, frame: &[u8]) -> io::Result<u32> {
+        self.test_run(hook, frame, 1)
+            .map(|result| result.return_value)
+    }
+
+    /// [`try_frame`](Self::try_frame) so many times in a row, and how long one run took on average: what the program costs
+    /// with everything it reads in the cache.
+    ///
+    /// # Errors
+    /// As [`try_frame`](Self::try_frame).
+    pub fn time_frame(&mut self, hook: Hook, frame: &[u8], runs: u32) -> io::Result<Duration> {
+        self.test_run(hook, frame, runs)
+            .map(|result| result.duration)
+    }
+
+    fn test_run(&mut self, hook: Hook, frame: &[u8], runs: u32) -> io::Result<TestRunResult> {
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
+        options.repeat = runs;
         let result = match hook {
             Hook::Xdp => program::<Xdp>(&mut self.ebpf, programs::XDP)
                 .map_err(io::Error::other)?
@@ -524,9 +540,7 @@ impl Steering {
                 .map_err(io::Error::other)?
                 .test_run(options),
         };
-        result
-            .map(|result| result.return_value)
-            .map_err(|error| io_error(&error))
+        result.map_err(|error| io_error(&error))
     }
 
     /// All flows, in no order.
@@ -582,7 +596,7 @@ where
 }
 
 /// Only an object that is not ours lacks a map or program.
-fn missing(map: &'static str) -> MapError {
+pub(super) fn missing(map: &'static str) -> MapError {
     MapError {
         map,
         source: io::Error::from_raw_os_error(libc::ENOENT),

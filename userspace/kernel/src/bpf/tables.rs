@@ -1,15 +1,23 @@
 //! Typed access to the maps.
 
 use std::borrow::Borrow;
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd as _;
+use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use adit_ebpf::{DropCounters, Family, FlowCounters, FlowKey, SessionKey, SessionValue, map_ipv4};
-use aya::maps::{HashMap, MapData, PerCpuArray, PerCpuHashMap};
+use adit_ebpf::{
+    DropCounters, Family, FlowCounters, FlowKey, SessionKey, SessionValue, map_ipv4, maps,
+};
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap};
 
 pub use adit_ebpf::{Direction, DropReason};
 
 use super::attach::io_error;
+use super::steering::{MapError, missing};
 
 /// One direction of an outer flow: data messages (type 4) only, whole WireGuard messages in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +133,10 @@ pub(super) fn read_drops<T: Borrow<MapData>>(
 ///
 /// An index has to be in before a peer can know it: a data message for any other is dropped.
 #[derive(Debug)]
-pub struct Sessions(pub(super) HashMap<MapData, SessionKey, SessionValue>);
+pub struct Sessions {
+    pub(super) map: HashMap<MapData, SessionKey, SessionValue>,
+    pub(super) epoch: Epoch,
+}
 
 impl Sessions {
     /// Makes an index live; `peer` is for people who read the map.
@@ -133,7 +144,7 @@ impl Sessions {
     /// # Errors
     /// `E2BIG` when the map is full: then steering has to be switched off, or messages for this index are dropped.
     pub fn insert(&mut self, index: u32, peer: u32) -> io::Result<()> {
-        self.0
+        self.map
             .insert(index, SessionValue { peer }, 0)
             .map_err(|error| io_error(&error))
     }
@@ -143,9 +154,10 @@ impl Sessions {
     /// # Errors
     /// As `bpf(2)`.
     pub fn remove(&mut self, index: u32) -> io::Result<()> {
-        match self.0.remove(&index).map_err(|error| io_error(&error)) {
-            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
-            _ => Ok(()),
+        match self.map.remove(&index).map_err(|error| io_error(&error)) {
+            Ok(()) => self.epoch.end().map_err(|error| error.source),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
@@ -154,11 +166,62 @@ impl Sessions {
     /// # Errors
     /// As `bpf(2)`.
     pub fn indices(&self) -> io::Result<Vec<u32>> {
-        self.0
+        self.map
             .keys()
             .collect::<Result<_, _>>()
             .map_err(|error| io_error(&error))
     }
+}
+
+/// The number that vouches for what the XDP program remembers of `listeners`, `sessions` and `devices`.
+#[derive(Clone)]
+pub(super) struct Epoch(Arc<Mutex<Count>>);
+
+impl fmt::Debug for Epoch {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Epoch").finish_non_exhaustive()
+    }
+}
+
+struct Count {
+    map: Array<MapData, u64>,
+    now: u64,
+}
+
+impl Epoch {
+    /// Starts the first one.
+    pub(super) fn new(ebpf: &Ebpf) -> Result<Self, MapError> {
+        let map = match ebpf.map(maps::EPOCH) {
+            Some(Map::Array(map)) => duplicate(map, maps::EPOCH)?,
+            _ => return Err(missing(maps::EPOCH)),
+        };
+        let map =
+            Array::try_from(Map::Array(map)).map_err(|error| MapError::new(maps::EPOCH, &error))?;
+        let epoch = Self(Arc::new(Mutex::new(Count { map, now: 0 })));
+        epoch.end()?;
+        Ok(epoch)
+    }
+
+    /// Starts the next one: what the program remembers counts no more. To be called after one of the maps has changed.
+    pub(super) fn end(&self) -> Result<(), MapError> {
+        // Nothing panics while it holds the lock, and a number is always whole.
+        let mut count = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // What was taken out is out, for every CPU, before the number says so.
+        fence(Ordering::SeqCst);
+        count.now += 1;
+        let now = count.now;
+        count
+            .map
+            .set(0, now, 0)
+            .map_err(|error| MapError::new(maps::EPOCH, &error))
+    }
+}
+
+/// A second descriptor of a map.
+pub(super) fn duplicate(map: &MapData, name: &'static str) -> Result<MapData, MapError> {
+    let fd = map.fd().as_fd().try_clone_to_owned();
+    let fd = fd.map_err(|source| MapError { map: name, source })?;
+    MapData::from_fd(fd).map_err(|error| MapError::new(name, &error))
 }
 
 /// An address in the form the maps use.
