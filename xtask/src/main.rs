@@ -1,6 +1,7 @@
-//! Builds, sets up, demonstrates and tests Adit: `cargo xtask --help`.
+//! Builds, sets up, demonstrates, measures and tests Adit: `cargo xtask --help`.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build_ebpf;
 mod demo;
 mod setup;
@@ -16,13 +17,15 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo xtask",
-    about = "Builds, sets up, demonstrates and tests Adit"
+    about = "Builds, sets up, demonstrates, measures and tests Adit"
 )]
 enum Task {
     /// Install what the demonstration and the tests need (Debian, as root)
     Setup,
     /// Show a tunnel at work: two network namespaces, two daemons, wg, ping and iperf3
     Demo(demo::Options),
+    /// Measure Adit beside its peers, by socket and by XDP: throughput, processor time, latency, handshakes, many peers
+    Bench(bench::Options),
     /// Build the eBPF programs, or check that the committed object is up to date
     BuildEbpf(build_ebpf::Options),
     /// Run every check and test, as continuous integration does
@@ -43,6 +46,7 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Setup => setup::run_task(),
         Task::Demo(options) => demo::run(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::BuildEbpf(options) => build_ebpf::run(options),
         Task::Test(options) => test::run_stages(&options),
     }
