@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use clap::builder::FalseyValueParser;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::steering::options::Underlay;
-use crate::{daemon, inspect, keys, steering};
+use crate::{daemon, inspect, keys, quick, steering};
 
 const ENVIRONMENT: &str = "\
 Environment:
@@ -16,7 +17,7 @@ Environment:
   WG_UAPI_FD               number of a listening socket to use instead of making one
   WG_PROCESS_FOREGROUND=1  the same as --foreground
 
-The device is configured with wg(8) or wg-quick(8).
+The device is configured with `adit set` and `adit sync`, wg(8) or wg-quick(8).
 Exit status: 0 success, 1 failure, 2 wrong usage.";
 
 #[derive(Debug, Parser)]
@@ -44,6 +45,45 @@ enum Command {
     Pubkey,
     /// Print a new preshared key
     Genpsk,
+    /// Bring up a tunnel from a wg-quick(8) file: device, addresses, routes, name servers
+    ///
+    /// The daemon takes its options from the environment: ADIT_DATAPATH and so on.
+    Up(Tunnel),
+    /// Take down what `adit up` or `wg-quick up` has brought up
+    Down(Tunnel),
+    /// Read wg-quick(8) files and show what is wrong with them
+    Check {
+        /// Files, or names of tunnels whose files are in /etc/wireguard
+        #[arg(value_name = "CONF|IFACE", required = true)]
+        configs: Vec<PathBuf>,
+    },
+    /// Change a running tunnel, with the arguments of wg(8)'s `set`
+    Set {
+        /// The tunnel
+        #[arg(value_name = "IFACE")]
+        interface: String,
+        /// What to change
+        #[arg(value_name = "ARGUMENTS", help = quick::set::ARGUMENTS, required = true, num_args = 1..,
+            allow_hyphen_values = true, trailing_var_arg = true)]
+        arguments: Vec<String>,
+    },
+    /// Make a running tunnel what a file says; peers that stay keep their sessions
+    Sync {
+        /// The tunnel
+        #[arg(value_name = "IFACE")]
+        interface: String,
+        /// A file, or the name of a tunnel whose file is in /etc/wireguard
+        #[arg(value_name = "CONF")]
+        config: PathBuf,
+    },
+    /// Look up the names of endpoints again, of peers that have fallen silent
+    Reresolve {
+        #[command(flatten)]
+        tunnel: Tunnel,
+        /// Do it every so many seconds, until the tunnel is taken down
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "30", value_parser = pause)]
+        every: Option<Duration>,
+    },
     /// Show tunnels as wg(8) does, and how their packets come in
     Show {
         /// A tunnel, all of them, or their names
@@ -82,6 +122,16 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
+struct Tunnel {
+    /// A file IFACE.conf, or the name of a tunnel whose file is in /etc/wireguard
+    #[arg(value_name = "CONF|IFACE")]
+    config: PathBuf,
+    /// Say what is done
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+#[derive(Debug, Args)]
 struct TunnelArguments {
     /// Name of the tunnel device to start
     #[arg(value_name = "IFACE", required = true)]
@@ -109,6 +159,25 @@ pub fn run() -> ExitCode {
         Some(Command::Genkey) => keys::genkey(),
         Some(Command::Pubkey) => keys::pubkey(),
         Some(Command::Genpsk) => keys::genpsk(),
+        Some(Command::Up(Tunnel { config, verbose })) => {
+            quick::up::run(&quick::up::Options { config, verbose })
+        }
+        Some(Command::Down(Tunnel { config, verbose })) => {
+            quick::down::run(&quick::down::Options { config, verbose })
+        }
+        Some(Command::Check { configs }) => quick::check::run(&configs),
+        Some(Command::Set {
+            interface,
+            arguments,
+        }) => quick::set::run(&interface, &arguments),
+        Some(Command::Sync { interface, config }) => quick::sync::run(&interface, &config),
+        Some(Command::Reresolve { tunnel, every }) => {
+            quick::reresolve::run(&quick::reresolve::Options {
+                config: tunnel.config,
+                every,
+                verbose: tunnel.verbose,
+            })
+        }
         Some(Command::Show { interface, json }) => {
             inspect::show::run(&inspect::show::Options { interface, json })
         }
@@ -219,6 +288,32 @@ mod tests {
             );
         }
         assert_eq!(watch(&[]), None);
+    }
+
+    #[test]
+    fn arguments_of_set_are_passed_on_as_they_are() {
+        let words = "adit set wg0 peer K allowed-ips -10.0.0.0/8 --remove";
+        match Cli::try_parse_from(words.split(' ')).unwrap().command {
+            Some(Command::Set {
+                interface,
+                arguments,
+            }) => {
+                assert_eq!(interface, "wg0");
+                assert_eq!(
+                    arguments.join(" "),
+                    "peer K allowed-ips -10.0.0.0/8 --remove"
+                );
+            }
+            _ => panic!(),
+        }
+        assert!(Cli::try_parse_from(["adit", "set", "wg0"]).is_err());
+    }
+
+    #[test]
+    fn a_tunnel_may_be_called_like_a_command() {
+        let cli = Cli::try_parse_from(["adit", "--", "up"]).unwrap();
+        assert!(cli.command.is_none());
+        assert_eq!(cli.tunnel.interface.as_deref(), Some("up"));
     }
 
     #[test]

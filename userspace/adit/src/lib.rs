@@ -3,6 +3,8 @@
 //! - [`dataplane`]: the threads that move packets between the TUN device and the UDP sockets.
 //! - [`control`]: one thread for everything else: handshakes, timers, configuration, device events.
 //! - [`uapi`]: the configuration protocol that `wg(8)` speaks.
+//! - [`config`]: the file format of `wg-quick(8)`.
+//! - [`quick`]: tunnels from such files, and changes to running ones.
 //! - [`inspect`]: looking at tunnels and at the machine from outside.
 //! - [`cli`]: the command line; [`daemon`] starts a tunnel as `wireguard-go` does.
 #![forbid(unsafe_code)]
@@ -15,6 +17,7 @@ pub mod dataplane;
 pub mod inspect;
 pub mod keys;
 pub mod logging;
+pub mod quick;
 pub mod steering;
 pub mod uapi;
 
