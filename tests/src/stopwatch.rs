@@ -16,7 +16,8 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// Runs a program that must succeed, and returns the time from its start to its end and its standard output.
 ///
 /// # Errors
-/// It cannot be started, fails, or does not end within `limit`; it is killed then.
+/// It cannot be started, fails (its words are in the error, its name is not), or does not end within `limit`; it is
+/// killed then.
 pub fn timed(command: &mut Command, limit: Duration) -> Result<(Duration, String)> {
     command.stdin(Stdio::null());
     let start = Instant::now();
@@ -33,12 +34,12 @@ pub fn timed(command: &mut Command, limit: Duration) -> Result<(Duration, String
         match ended.recv_timeout(INTERVAL) {
             Ok(time) => break time,
             Err(RecvTimeoutError::Timeout) if start.elapsed() < limit => fail_if_interrupted()?,
-            Err(_) => bail!("still running after {limit:?}: {command:?}"),
+            Err(_) => bail!("still running after {limit:?}"),
         }
     };
     let output = running.finish(limit)?;
     if !output.status.success() {
-        bail!("{command:?}: {}: {}", output.status, output.stderr.trim());
+        bail!("{}: {}", output.status, output.stderr.trim());
     }
     Ok((time, output.stdout))
 }

@@ -25,7 +25,7 @@ pub(crate) enum Bed {
     /// Through a tunnel.
     Tunnel {
         /// The sites.
-        pair: Pair,
+        pair: Box<Pair>,
         /// Where XDP is measured: data messages that came to left and right by the socket before it took over.
         by_socket: Option<(u64, u64)>,
     },
@@ -74,7 +74,10 @@ impl Bed {
         } else {
             None
         };
-        Ok(Self::Tunnel { pair, by_socket })
+        Ok(Self::Tunnel {
+            pair: Box::new(pair),
+            by_socket,
+        })
     }
 
     /// The end that sends.

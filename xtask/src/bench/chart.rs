@@ -87,11 +87,11 @@ text{font:13px system-ui,-apple-system,'Segoe UI','Noto Sans',Helvetica,Arial,sa
 .title{font-size:18px;font-weight:600}.head{font-weight:600}.small{font-size:12px;fill:#59636e}
 .value{font-variant-numeric:tabular-nums}.background{fill:#ffffff}.axis{stroke:#d1d9e0}
 .own{fill:#0969da}.own2{fill:#54aeff}.other{fill:#9aa4af}.ceiling{fill:none;stroke:#9aa4af;stroke-dasharray:4 3}
-.spread{stroke:#1f2328;stroke-width:1.5}.cut{stroke:#ffffff;stroke-width:3}
+.spread{stroke:#1f2328;stroke-width:1.5}.gap{stroke:#ffffff;stroke-width:6}.cut{stroke:#9aa4af;stroke-width:1.5}
 @media (prefers-color-scheme:dark){
 text{fill:#f0f6fc}.small{fill:#9198a1}.background{fill:#0d1117}.axis{stroke:#3d444d}
 .own{fill:#4493f8}.own2{fill:#a5d6ff}.other{fill:#656c76}.ceiling{stroke:#656c76}
-.spread{stroke:#f0f6fc}.cut{stroke:#0d1117}}
+.spread{stroke:#f0f6fc}.gap{stroke:#0d1117}.cut{stroke:#656c76}}
 ";
 
 /// The figure as an SVG document.
@@ -194,16 +194,18 @@ fn draw_bar(svg: &mut String, bar: &Bar, (axis, y, length): (f64, f64, f64), sca
     let cut = value.median > scale;
     let mut right = end;
     if cut {
-        // A gap across the bar: it goes on for longer than is drawn.
+        // A gap across the bar between two strokes: it goes on for longer than is drawn.
         let x = axis + length * 0.92;
-        let _ = writeln!(
-            svg,
-            "<line class=\"cut\" x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\"/>",
-            x - 4.0,
-            y + BAR + 3.0,
-            x + 4.0,
-            y - 3.0
-        );
+        for (class, shift) in [("gap", 0.0), ("cut", -3.0), ("cut", 3.0)] {
+            let _ = writeln!(
+                svg,
+                "<line class=\"{class}\" x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\"/>",
+                x + shift - 4.0,
+                y + BAR + 3.0,
+                x + shift + 4.0,
+                y - 3.0
+            );
+        }
     } else if value.count > 1 {
         let middle = y + BAR / 2.0;
         right = end.max(at(value.most));
@@ -296,7 +298,7 @@ mod tests {
             (width("ceiling") / width("own") - 5.0 / 4.0).abs() < 0.01,
             "{svg}"
         );
-        assert_eq!(attributes(&svg, "cut", "x1").len(), 1);
+        assert_eq!(attributes(&svg, "cut", "x1").len(), 2);
         assert_eq!(attributes(&svg, "spread", "x1").len(), 1);
         assert!(svg.contains(">40.0<") && svg.contains(">failed<"));
     }

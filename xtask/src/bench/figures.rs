@@ -25,7 +25,7 @@ const PLANS: [Plan; 4] = [
     ),
     (
         "cpu",
-        "Processor time of the whole machine",
+        "Processor time",
         &[
             ("tcp", "host_cpu_per_gb"),
             ("tcp-both", "host_cpu_per_gb"),

@@ -274,11 +274,9 @@ fn take(steps: &[Step<'_>], seconds: u32, samples: &mut Vec<Sample>) -> bool {
 
 fn sample(step: &Step<'_>, seconds: u32) -> Sample {
     let background = background_percent();
-    let measured = step.scenario.measure(step.contender, seconds);
-    let (values, error) = match measured {
-        Ok(values) => (values, None),
-        Err(error) => (Vec::new(), Some(one_line(&format!("{error:#}")))),
-    };
+    let mut values = Vec::new();
+    let measured = step.scenario.measure(step.contender, seconds, &mut values);
+    let error = measured.err().map(|error| one_line(&format!("{error:#}")));
     Sample {
         scenario: step.scenario.name(),
         contender: step.contender.name.clone(),
@@ -299,11 +297,8 @@ fn background_percent() -> Result<f64> {
     Ok(100.0 * meter.stop()?.busy())
 }
 
-/// The values of the table, or what went wrong.
+/// The values of the table, and what went wrong.
 fn outcome(scenario: Scenario, sample: &Sample) -> String {
-    if let Some(error) = &sample.error {
-        return format!("FAILED: {error}");
-    }
     let shown = scenario
         .info()
         .metrics
@@ -313,7 +308,8 @@ fn outcome(scenario: Scenario, sample: &Sample) -> String {
         let value = sample.values.get(&metric.key)?;
         Some(format!("{} {}", readable(*value), metric.title))
     });
-    values.collect::<Vec<_>>().join(", ")
+    let failure = sample.error.iter().map(|error| format!("FAILED: {error}"));
+    values.chain(failure).collect::<Vec<_>>().join(", ")
 }
 
 /// Errors carry logs; the report has room for a line.

@@ -10,7 +10,7 @@ use adit_tests::Namespace;
 use adit_tests::stopwatch::timed;
 use adit_tests::tunnel::{Family, PORT, Pair, Site, connect};
 use adit_tests::wg::random_public_keys;
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::bed::{Bed, TUNNEL_MTU, WIRE_MTU};
 use super::contender::Contender;
@@ -22,8 +22,13 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Measures a contender once, with `count` peers on both sides.
 ///
 /// # Errors
-/// The daemons do not work, or `wg` fails.
-pub(crate) fn measure(contender: &Contender, count: usize, seconds: u32) -> Result<Values> {
+/// The daemons do not work, or `wg` fails; what was measured before that is in `values`.
+pub(crate) fn measure(
+    contender: &Contender,
+    count: usize,
+    seconds: u32,
+    values: &mut Values,
+) -> Result<()> {
     let (left, right) = (Namespace::new()?, Namespace::new()?);
     connect(&left, &right, WIRE_MTU)?;
     let left = Site::start(left, 1, TUNNEL_MTU, &contender.options())?;
@@ -37,17 +42,19 @@ pub(crate) fn measure(contender: &Contender, count: usize, seconds: u32) -> Resu
     std::fs::write(&at_right, config(&right, &left, count)?)?;
 
     wg(&left, "setconf", &at_left)?;
-    let setconf = wg(&right, "setconf", &at_right)?;
-    let (dump, text) = timed(
-        Command::new("wg").args(["show", right.interface(), "dump"]),
-        LIMIT,
-    )?;
+    values.push((
+        "setconf_ms",
+        milliseconds(wg(&right, "setconf", &at_right)?),
+    ));
+    let mut show = Command::new("wg");
+    let show = show.args(["show", right.interface(), "dump"]);
+    let (time, text) = timed(show, LIMIT).context("wg show dump")?;
     let shown = text.lines().count().saturating_sub(1);
     ensure!(
         shown == count,
         "wg show dump tells of {shown} peers, not {count}"
     );
-    let syncconf = wg(&right, "syncconf", &at_right)?;
+    values.push(("dump_ms", milliseconds(time)));
 
     let pair = Pair { left, right };
     pair.wait_connected()?;
@@ -55,21 +62,29 @@ pub(crate) fn measure(contender: &Contender, count: usize, seconds: u32) -> Resu
     let resident = resident_mb(&bed)?;
     let report = tcp_run(&bed, seconds, &[]).run()?;
     bed.check()?;
-    let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
-    Ok(vec![
-        ("setconf_ms", milliseconds(setconf)),
-        ("dump_ms", milliseconds(dump)),
-        ("syncconf_ms", milliseconds(syncconf)),
-        ("throughput", report.bits_per_second / 1e9),
-        ("resident_mb", resident),
-    ])
+    values.push(("resident_mb", resident));
+    values.push(("throughput", report.bits_per_second / 1e9));
+
+    // Last: there are daemons that do not survive a change of a peer they have.
+    if let Bed::Tunnel { pair, .. } = &bed {
+        values.push((
+            "syncconf_ms",
+            milliseconds(wg(&pair.right, "syncconf", &at_right)?),
+        ));
+    }
+    Ok(())
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 /// Runs `wg ACTION IFACE FILE` and tells how long it took. The socket is found from every namespace.
 fn wg(site: &Site, action: &str, file: &Path) -> Result<Duration> {
     let mut command = Command::new("wg");
     command.args([action, site.interface()]).arg(file);
-    timed(&mut command, LIMIT).map(|(time, _)| time)
+    let timed = timed(&mut command, LIMIT).with_context(|| format!("wg {action}"))?;
+    Ok(timed.0)
 }
 
 /// A whole configuration: one peer that is there, and others up to `count`, each with an address of both families.

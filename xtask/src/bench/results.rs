@@ -105,7 +105,7 @@ pub(crate) struct Sample {
     pub(crate) background_percent: Option<f64>,
     /// What was measured, by the keys of the metrics.
     pub(crate) values: BTreeMap<String, f64>,
-    /// Why there are no values.
+    /// Why there are no values, or not all of them.
     pub(crate) error: Option<String>,
 }
 

@@ -16,7 +16,7 @@ use super::results::{MetricInfo, ScenarioInfo};
 use super::{handshakes, peers};
 
 /// Datagrams of a second of 200 Mbit/s in payloads of 1300 bytes.
-const STEADY_RATE: u32 = 200_000_000 / (8 * LARGE as u32);
+const STEADY_RATE: u32 = 19_231;
 
 /// UDP payload that fills a packet, with room for what applications put around it.
 const LARGE: usize = 1300;
@@ -64,13 +64,13 @@ pub(crate) enum Scenario {
     RttTcp,
     /// Handshakes answered
     Handshakes,
-    /// Configuration and throughput, 1 peer
+    /// With 1 peer
     #[value(name = "peers-1")]
     Peers1,
-    /// Configuration and throughput, 1,000 peers
+    /// With 1,000 peers
     #[value(name = "peers-1000")]
     Peers1000,
-    /// Configuration and throughput, 10,000 peers
+    /// With 10,000 peers
     #[value(name = "peers-10000")]
     Peers10000,
     /// Memory, idle and after traffic
@@ -237,18 +237,27 @@ impl Scenario {
         }
     }
 
-    /// Measures a contender once.
+    /// Measures a contender once, and gives what there is to `values`, also of a measurement that fails in the end.
     ///
     /// # Errors
     /// The contender does not work, or not in this scenario.
-    pub(crate) fn measure(self, contender: &Contender, seconds: u32) -> Result<Values> {
+    pub(crate) fn measure(
+        self,
+        contender: &Contender,
+        seconds: u32,
+        values: &mut Values,
+    ) -> Result<()> {
         match self {
-            Self::Handshakes => return handshakes::measure(contender, seconds),
-            Self::Peers1 => return peers::measure(contender, 1, seconds),
-            Self::Peers1000 => return peers::measure(contender, 1_000, seconds),
-            Self::Peers10000 => return peers::measure(contender, 10_000, seconds),
-            _ => {}
+            Self::Peers1 => return peers::measure(contender, 1, seconds, values),
+            Self::Peers1000 => return peers::measure(contender, 1_000, seconds, values),
+            Self::Peers10000 => return peers::measure(contender, 10_000, seconds, values),
+            Self::Handshakes => values.extend(handshakes::measure(contender, seconds)?),
+            _ => values.extend(self.measure_bed(contender, seconds)?),
         }
+        Ok(())
+    }
+
+    fn measure_bed(self, contender: &Contender, seconds: u32) -> Result<Values> {
         let mut bed = Bed::new(contender)?;
         let duration = Duration::from_secs(seconds.into());
         let values = match self {

@@ -5,6 +5,12 @@ use std::fmt::Write as _;
 use super::results::{ContenderInfo, MetricInfo, Results, ScenarioInfo};
 use super::statistics::{Statistics, readable};
 
+/// Columns of everything.
+const WIDTH: usize = 100;
+
+/// Share of the machine, in percent, that others may use before figures are of no use.
+const QUIET: f64 = 10.0;
+
 /// Columns of the contender's name.
 const NAME_WIDTH: usize = 16;
 
@@ -35,11 +41,21 @@ pub(crate) fn render(results: &Results) -> String {
         }
         for contender in contenders {
             if let Some((times, why)) = results.failure(&scenario.name, &contender.name) {
-                let _ = writeln!(text, "  ! {} failed {times}×: {why}", contender.name);
+                let line = format!("  ! {} failed {times}×: {why}", contender.name);
+                let _ = writeln!(text, "{}", clipped(&line));
             }
         }
     }
     text
+}
+
+/// What fits the width; the JSON has the rest.
+fn clipped(line: &str) -> String {
+    if line.chars().count() <= WIDTH {
+        return line.to_owned();
+    }
+    let start: String = line.chars().take(WIDTH - 1).collect();
+    format!("{start}…")
 }
 
 fn head(results: &Results) -> String {
@@ -60,16 +76,21 @@ fn head(results: &Results) -> String {
     );
     let _ = writeln!(
         text,
-        "{} rounds of {} s, the contenders in turn: median, least–most, × {} (or n/a where that has none).",
+        "Each measured {} × {} s, in turn. Columns: median, least–most, × {}; ↑ more, ↓ less is better.",
         settings.rounds, settings.seconds, settings.reference
     );
     if let Some(background) = background(results) {
         let _ = writeln!(
             text,
-            "Others kept {} % of the machine busy before the measurements ({}–{}): only ratios count.",
+            "Others kept {} % of the machine busy before the measurements ({}–{}): {}.",
             readable(background.median),
             readable(background.least),
-            readable(background.most)
+            readable(background.most),
+            if background.median > QUIET {
+                "not figures to quote"
+            } else {
+                "only ratios count"
+            }
         );
     }
     text.push('\n');
@@ -80,7 +101,8 @@ fn head(results: &Results) -> String {
             (None, None) if contender.ceiling => "the bare wire, as a ceiling".to_owned(),
             (None, None) => contender.command.clone(),
         };
-        let _ = writeln!(text, "  {:NAME_WIDTH$}{what}", contender.name);
+        let line = format!("  {:1$}{what}", contender.name, NAME_WIDTH - 2);
+        let _ = writeln!(text, "{}", clipped(&line));
     }
     text
 }
@@ -153,7 +175,7 @@ mod tests {
             "One TCP stream",
             "Gbit/s ↑",
             "p99 µs ↓",
-            "gone            missing: not installed",
+            "gone          missing: not installed",
             "theirs failed 1×: daemon ended <at once>",
         ] {
             assert!(text.contains(expected), "{expected} not in\n{text}");
@@ -165,6 +187,23 @@ mod tests {
         assert!(
             adit.unwrap().contains("3.10–3.30") && adit.unwrap().contains("×2.56"),
             "{text}"
+        );
+    }
+
+    #[test]
+    fn long_errors_are_clipped_and_a_busy_machine_is_told() {
+        let mut results = example();
+        for sample in &mut results.samples {
+            sample.background_percent = Some(80.0);
+            if let Some(error) = &mut sample.error {
+                *error = "ö".repeat(1000);
+            }
+        }
+        let text = render(&results);
+        let longest = text.lines().map(|line| line.chars().count()).max();
+        assert_eq!(longest, Some(WIDTH));
+        assert!(
+            text.contains("80.0 % of the machine busy") && text.contains("not figures to quote")
         );
     }
 
