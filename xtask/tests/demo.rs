@@ -1,41 +1,19 @@
 //! The demonstration leaves nothing behind, also when it is interrupted half-way.
 #![forbid(unsafe_code)]
 
+mod common;
+
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use adit_tests::command::Running;
 use adit_tests::daemon::adit_path;
-use adit_tests::name::namespace_owner;
 use adit_tests::process::alive;
 use adit_tests::wait::{wait_for, wait_until};
 use anyhow::{Result, ensure};
 
-/// Names of the namespaces that the process made.
-fn namespaces(owner: u32) -> Vec<String> {
-    let entries = std::fs::read_dir("/run/netns")
-        .into_iter()
-        .flatten()
-        .flatten();
-    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names
-        .filter(|name| namespace_owner(name) == Some(owner))
-        .collect()
-}
-
-/// The processes in a namespace.
-fn pids(namespace: &str) -> Vec<u32> {
-    let output = Command::new("ip")
-        .args(["netns", "pids", namespace])
-        .output();
-    let text = output
-        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
-        .unwrap_or_default();
-    text.lines()
-        .filter_map(|line| line.trim().parse().ok())
-        .collect()
-}
+use common::{namespaces, pids};
 
 fn interrupted_by(signal: &str) -> Result<()> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
