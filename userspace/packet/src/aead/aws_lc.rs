@@ -13,17 +13,29 @@ impl Cipher {
         Some(Self(LessSafeKey::new(key)))
     }
 
-    pub(super) fn seal(&self, nonce: [u8; 12], text: &mut [u8], tag: &mut [u8; TAG_LEN]) -> bool {
+    pub(super) fn seal(
+        &self,
+        nonce: [u8; 12],
+        aad: &[u8],
+        text: &mut [u8],
+        tag: &mut [u8; TAG_LEN],
+    ) -> bool {
         let nonce = Nonce::assume_unique_for_key(nonce);
         self.0
-            .seal_in_place_scatter(nonce, Aad::empty(), text, &[], tag)
+            .seal_in_place_scatter(nonce, Aad::from(aad), text, &[], tag)
             .is_ok()
     }
 
-    pub(super) fn open(&self, nonce: [u8; 12], text: &mut [u8], tag: &[u8; TAG_LEN]) -> bool {
+    pub(super) fn open(
+        &self,
+        nonce: [u8; 12],
+        aad: &[u8],
+        text: &mut [u8],
+        tag: &[u8; TAG_LEN],
+    ) -> bool {
         let nonce = Nonce::assume_unique_for_key(nonce);
         self.0
-            .open_in_place_separate_tag(nonce, Aad::empty(), tag, text)
+            .open_in_place_separate_tag(nonce, Aad::from(aad), tag, text)
             .is_ok()
     }
 }

@@ -12,9 +12,15 @@ impl Cipher {
         Self(ChaCha20Poly1305::new(key.into()))
     }
 
-    pub(super) fn seal(&self, nonce: [u8; 12], text: &mut [u8], tag: &mut [u8; TAG_LEN]) -> bool {
+    pub(super) fn seal(
+        &self,
+        nonce: [u8; 12],
+        aad: &[u8],
+        text: &mut [u8],
+        tag: &mut [u8; TAG_LEN],
+    ) -> bool {
         let nonce = Nonce::from(nonce);
-        match self.0.encrypt_inout_detached(&nonce, &[], text.into()) {
+        match self.0.encrypt_inout_detached(&nonce, aad, text.into()) {
             Ok(computed) => {
                 tag.copy_from_slice(&computed);
                 true
@@ -23,10 +29,16 @@ impl Cipher {
         }
     }
 
-    pub(super) fn open(&self, nonce: [u8; 12], text: &mut [u8], tag: &[u8; TAG_LEN]) -> bool {
+    pub(super) fn open(
+        &self,
+        nonce: [u8; 12],
+        aad: &[u8],
+        text: &mut [u8],
+        tag: &[u8; TAG_LEN],
+    ) -> bool {
         let (nonce, tag) = (Nonce::from(nonce), Tag::from(*tag));
         self.0
-            .decrypt_inout_detached(&nonce, &[], text.into(), &tag)
+            .decrypt_inout_detached(&nonce, aad, text.into(), &tag)
             .is_ok()
     }
 }

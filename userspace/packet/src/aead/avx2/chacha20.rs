@@ -14,9 +14,7 @@ use zeroize::Zeroize;
 
 use super::LANES;
 use super::bytes::load32;
-
-/// "expand 32-byte k".
-const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
+use crate::aead::lanes::CONSTANTS;
 
 /// The words of one block for eight packets.
 pub(super) type Block = [__m256i; 16];
@@ -56,20 +54,21 @@ impl Rotations {
 }
 
 impl Cipher {
+    /// `salt` is the first word of all nonces, `counters` are the other two.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(super) fn new(key: &[u32; 8], counters: &[u64; LANES]) -> Self {
+    pub(super) fn new(key: &[u32; 8], salt: u32, counters: &[u64; LANES]) -> Self {
         let mut initial = [_mm256_setzero_si256(); 16];
         for (word, vector) in CONSTANTS.iter().chain(key).zip(&mut initial) {
             *vector = _mm256_set1_epi32(word.cast_signed());
         }
-        // Words 14 and 15 are the packet counter, word 13 is the zero in front of it.
         let mut words = [[0; 32]; 2];
         for (lane, counter) in counters.iter().enumerate() {
             let bytes = counter.to_le_bytes();
             words[0][lane * 4..][..4].copy_from_slice(&bytes[..4]);
             words[1][lane * 4..][..4].copy_from_slice(&bytes[4..]);
         }
+        initial[13] = _mm256_set1_epi32(salt.cast_signed());
         initial[14] = load32(&words[0]);
         initial[15] = load32(&words[1]);
         let mut first_round = initial;

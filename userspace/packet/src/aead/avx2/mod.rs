@@ -18,12 +18,12 @@ mod poly1305;
 
 use std::arch::x86_64::_mm256_xor_si256;
 
-use subtle::ConstantTimeEq as _;
 use zeroize::Zeroize as _;
 
 use self::bytes::{load32, store32};
 use self::chacha20::{Block, by_packet};
 use self::poly1305::{Authenticator, CHUNK};
+use super::lanes::{Common, compare_tags, write_tags};
 use super::{KEY_LEN, Record, TAG_LEN};
 
 /// Packets side by side.
@@ -70,32 +70,17 @@ impl Cipher {
     }
 
     /// Seals up to [`LANES`] bodies of one length.
-    pub(super) fn seal(&self, group: &mut [&mut Record<'_>]) {
+    pub(super) fn seal(&self, common: Common<'_>, group: &mut [&mut Record<'_>]) {
         // SAFETY: `new` gives no `Cipher` unless the processor has AVX2.
-        let tags = unsafe { transform::<false>(&self.words, group) };
-        for (record, tag) in group.iter_mut().zip(tags) {
-            let room = record.body.last_chunk_mut::<TAG_LEN>();
-            record.authentic = room.is_some();
-            match room {
-                Some(room) => *room = tag.to_le_bytes(),
-                None => record.body.fill(0),
-            }
-        }
+        let tags = unsafe { transform::<false>(&self.words, common, group) };
+        write_tags(group, &tags);
     }
 
     /// Opens up to [`LANES`] bodies of one length, and wipes the forged ones.
-    pub(super) fn open(&self, group: &mut [&mut Record<'_>]) {
+    pub(super) fn open(&self, common: Common<'_>, group: &mut [&mut Record<'_>]) {
         // SAFETY: `new` gives no `Cipher` unless the processor has AVX2.
-        let tags = unsafe { transform::<true>(&self.words, group) };
-        for (record, tag) in group.iter_mut().zip(tags) {
-            record.authentic = record
-                .body
-                .last_chunk::<TAG_LEN>()
-                .is_some_and(|given| u128::from_le_bytes(*given).ct_eq(&tag).into());
-            if !record.authentic {
-                record.body.fill(0);
-            }
-        }
+        let tags = unsafe { transform::<true>(&self.words, common, group) };
+        compare_tags(group, &tags);
     }
 }
 
@@ -107,7 +92,11 @@ impl Drop for Cipher {
 
 /// Encrypts or decrypts the texts in front of the tags and gives the tags they must have.
 #[target_feature(enable = "avx2")]
-fn transform<const OPEN: bool>(key: &[u32; 8], group: &mut [&mut Record<'_>]) -> [u128; LANES] {
+fn transform<const OPEN: bool>(
+    key: &[u32; 8],
+    common: Common<'_>,
+    group: &mut [&mut Record<'_>],
+) -> [u128; LANES] {
     let body = group.first().map_or(0, |record| record.body.len());
     let Some(len) = body.checked_sub(TAG_LEN) else {
         return [0; LANES];
@@ -120,8 +109,13 @@ fn transform<const OPEN: bool>(key: &[u32; 8], group: &mut [&mut Record<'_>]) ->
         counters[lane] = record.counter;
         (texts[lane], tails[lane]) = record.body[..len].as_chunks_mut();
     }
-    let cipher = chacha20::Cipher::new(key, &counters);
+    let cipher = chacha20::Cipher::new(key, common.salt, &counters);
     let mut authenticator = Authenticator::new(&cipher.block::<OPEN, 0>(0));
+    for piece in common.associated_data.chunks(CHUNK) {
+        let mut padded = [0; CHUNK];
+        padded[..piece.len()].copy_from_slice(piece);
+        authenticator.blocks(&[&padded; LANES], piece.len());
+    }
 
     let full = len / CHUNK;
     if OPEN {
@@ -160,7 +154,7 @@ fn transform<const OPEN: bool>(key: &[u32; 8], group: &mut [&mut Record<'_>]) ->
         }
         padded.zeroize();
     }
-    authenticator.finish(len)
+    authenticator.finish(common.associated_data.len(), len)
 }
 
 /// Adds the key stream to a chunk of each packet.

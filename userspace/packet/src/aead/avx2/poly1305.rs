@@ -13,6 +13,7 @@ use zeroize::Zeroize;
 use super::LANES;
 use super::bytes::{load16, store32};
 use super::chacha20::Block;
+use crate::aead::lanes::residue;
 
 /// Bytes of a packet that are taken in at once: a block of key stream.
 pub(super) const CHUNK: usize = 64;
@@ -91,13 +92,14 @@ impl Authenticator {
         }
     }
 
-    /// Takes in the lengths of the associated data, 0, and of the text, and gives the tags.
+    /// Takes in the lengths of the associated data and of the text, and gives the tags.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(super) fn finish(&mut self, len: usize) -> [u128; LANES] {
-        let len = _mm256_set1_epi64x((len as u64).cast_signed());
+    pub(super) fn finish(&mut self, associated_data: usize, text: usize) -> [u128; LANES] {
+        let word = |len: usize| _mm256_set1_epi64x((len as u64).cast_signed());
+        let (associated_data, text) = (word(associated_data), word(text));
         for half in &mut self.0 {
-            half.block(limbs_of_block(_mm256_setzero_si256(), len));
+            half.block(limbs_of_block(associated_data, text));
         }
         let [low, high] = &self.0;
         let (low, high) = (low.tags(), high.tags());
@@ -202,7 +204,8 @@ impl Half {
         let limbs = self.accumulator.map(|vector| lanes(vector));
         std::array::from_fn(|lane| {
             let limb = |index: usize| limbs[index][lane];
-            reduce([limb(0), limb(1), limb(2), limb(3), limb(4)]).wrapping_add(self.pad[lane])
+            residue::<5, 26>([limb(0), limb(1), limb(2), limb(3), limb(4)])
+                .wrapping_add(self.pad[lane])
         })
     }
 }
@@ -219,36 +222,6 @@ impl Drop for Factor {
         self.limbs.zeroize();
         self.folded.zeroize();
     }
-}
-
-/// The low 128 bits of a number in five limbs, modulo 2^130 - 5.
-fn reduce(limbs: [u64; 5]) -> u128 {
-    const LIMB: u64 = (1 << 26) - 1;
-    let [mut h0, mut h1, mut h2, mut h3, mut h4] = limbs;
-    // Two passes, after which every limb has 26 bits.
-    for _ in 0..2 {
-        h1 += h0 >> 26;
-        h2 += h1 >> 26;
-        h3 += h2 >> 26;
-        h4 += h3 >> 26;
-        let over = h4 >> 26;
-        (h0, h1, h2, h3, h4) = (h0 & LIMB, h1 & LIMB, h2 & LIMB, h3 & LIMB, h4 & LIMB);
-        h0 += over * 5;
-    }
-    h1 += h0 >> 26;
-    h0 &= LIMB;
-    let low = u128::from(h0)
-        + (u128::from(h1) << 26)
-        + (u128::from(h2) << 52)
-        + (u128::from(h3) << 78)
-        // The top two bits fall off here and count below.
-        + (u128::from(h4 & 0xff_ffff) << 104);
-    let top = h4 >> 24;
-    // At least p if adding 5 reaches 2^130: then this sum is the number less p. Chosen without a branch.
-    let (less, over) = low.overflowing_add(5);
-    let past = (top + u64::from(over)) >> 2;
-    let choose = 0u128.wrapping_sub(u128::from(past));
-    (less & choose) | (low & !choose)
 }
 
 /// A chunk of each packet. Where there is no packet, zeros.
