@@ -43,6 +43,10 @@ pub enum Direction {
     Egress = 1,
 }
 
+/// The third value of [`FlowKey::direction`]: from this host to the network by AF_XDP, which no program sees. The daemon
+/// itself writes these entries, about once a second and with everything in the value of CPU 0; no program touches them.
+pub const EGRESS_XSK: u16 = 2;
+
 /// The outer IP version, as stored in [`FlowKey::family`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
@@ -65,7 +69,7 @@ pub struct FlowKey {
     pub remote_port: u16,
     /// This host's UDP port, host order.
     pub local_port: u16,
-    /// A [`Direction`].
+    /// A [`Direction`], or [`EGRESS_XSK`].
     pub direction: u16,
     /// A [`Family`].
     pub family: u16,

@@ -7,6 +7,7 @@
 
 mod layout;
 
+pub use layout::EGRESS_XSK;
 pub use layout::{
     Address, Bucket, Config, DATA_MESSAGE_MIN, Device, Direction, DropCounters, DropReason, Family,
     FlowCounters, FlowKey, Handshake, LAYOUT_VERSION, ListenerKey, ListenerValue, MAX_DEVICES,

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
+use adit_kernel::bpf::{Direction, LoadOptions, Steering};
 use adit_kernel::netlink::{
     Neighbour, NeighbourChange, NeighbourMonitor, NextHop, Outbound, Reachability,
     confirm_neighbour, link_by_name, neighbour, next_hop,
@@ -326,6 +327,38 @@ fn neighbours_are_followed_and_confirmed() {
         let set = neighbour(index(), [192, 0, 2, 99].into()).unwrap().unwrap();
         assert_eq!(set.reachability, Reachability::Permanent);
         assert_eq!(set.ethernet, Some([2, 0, 0, 0, 0, 0x63]));
+    })
+    .unwrap();
+}
+
+#[test]
+fn what_no_program_sees_is_in_the_flows() {
+    let near = namespace();
+    near.run_in(|| {
+        let steering = Steering::load(&LoadOptions::default()).unwrap();
+        let mut sent = steering.sent_flows().unwrap();
+        let ends = [
+            ("192.0.2.1:51820", "192.0.2.2:7"),
+            ("[2001:db8::1]:51820", "[2001:db8::2]:7"),
+        ];
+        let ends = ends.map(|(local, remote)| -> (SocketAddr, SocketAddr) {
+            (local.parse().unwrap(), remote.parse().unwrap())
+        });
+        for (local, remote) in ends {
+            sent.set(local, remote, 5, 500).unwrap();
+            // The count is the whole count, not what was added.
+            sent.set(local, remote, 7, 800).unwrap();
+        }
+        let flows = steering.flows().unwrap();
+        assert_eq!(flows.len(), 2);
+        for (local, remote) in ends {
+            let flow = flows.iter().find(|flow| flow.remote == remote).unwrap();
+            assert_eq!((flow.local, flow.direction), (local, Direction::Egress));
+            assert_eq!((flow.packets, flow.bytes), (7, 800));
+            assert!(flow.first_seen_ns > 0 && flow.last_seen_ns >= flow.first_seen_ns);
+        }
+        sent.forget(ends[0].0, ends[0].1);
+        assert_eq!(steering.flows().unwrap().len(), 1);
     })
     .unwrap();
 }

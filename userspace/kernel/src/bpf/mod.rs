@@ -37,6 +37,7 @@
 //! | `foreign` | which program of somebody else's is on an interface |
 //! | `pin` | `/sys/fs/bpf/adit/IFACE/v1` |
 //! | `tables` | flows, drops, sessions |
+//! | `sent` | flows that no program sees |
 //! | `events` | what the programs log |
 //! | `sys` | `bpf(2)` |
 
@@ -44,6 +45,7 @@ mod attach;
 mod events;
 mod foreign;
 mod pin;
+mod sent;
 mod steering;
 mod sys;
 mod tables;
@@ -52,6 +54,7 @@ pub use attach::{AttachError, LinkState, TcMode, XdpMode};
 pub use events::{EventLevel, Events};
 pub use foreign::{ForeignProgram, attached_program};
 pub use pin::{BPFFS, PinError, PinnedMaps};
+pub use sent::SentFlows;
 pub use steering::{Hook, Listener, LoadError, LoadOptions, MapError, RateLimit, Steering};
 pub(crate) use sys::raise_locked_memory_limit;
 pub use tables::{Direction, DropCount, DropReason, Flow, Sessions};

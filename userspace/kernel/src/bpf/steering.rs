@@ -21,6 +21,7 @@ use thiserror::Error;
 use super::attach::{AttachError, Link, LinkState, TcAttachment, TcMode, XdpMode, io_error};
 use super::events::{EventLevel, Events};
 use super::pin::{self, PinError, Pins};
+use super::sent::SentFlows;
 use super::sys::raise_locked_memory_limit;
 use super::tables::{self, DropCount, Epoch, Flow, Sessions, map_address};
 
@@ -260,6 +261,14 @@ impl Steering {
             map,
             epoch: self.epoch.clone(),
         })
+    }
+
+    /// A handle to the flows, for counting what leaves by AF_XDP.
+    ///
+    /// # Errors
+    /// When the descriptor cannot be duplicated.
+    pub fn sent_flows(&self) -> Result<SentFlows, MapError> {
+        SentFlows::new(self.ebpf.map(maps::FLOWS))
     }
 
     /// Makes `wanted` the listeners, in place of the ones before.

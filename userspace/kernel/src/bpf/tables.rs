@@ -9,7 +9,8 @@ use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use adit_ebpf::{
-    DropCounters, Family, FlowCounters, FlowKey, SessionKey, SessionValue, map_ipv4, maps,
+    DropCounters, EGRESS_XSK, Family, FlowCounters, FlowKey, SessionKey, SessionValue, map_ipv4,
+    maps,
 };
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap};
@@ -52,10 +53,10 @@ impl Flow {
         Self {
             remote: SocketAddr::new(ip(key.remote_address), key.remote_port),
             local: SocketAddr::new(ip(key.local_address), key.local_port),
-            direction: if key.direction == Direction::Egress as u16 {
-                Direction::Egress
-            } else {
+            direction: if key.direction == Direction::Ingress as u16 {
                 Direction::Ingress
+            } else {
+                Direction::Egress
             },
             packets: total.packets,
             bytes: total.bytes,
@@ -83,18 +84,46 @@ fn sum(per_cpu: &[FlowCounters]) -> FlowCounters {
 pub(super) type FlowMap = PerCpuHashMap<MapData, FlowKey, FlowCounters>;
 pub(super) type DropMap = PerCpuArray<MapData, DropCounters>;
 
-/// All flows, in no order.
+/// All flows, in no order; what left by AF_XDP is added to what the programs saw leave.
 pub(super) fn read_flows<T: Borrow<MapData>>(
     map: &PerCpuHashMap<T, FlowKey, FlowCounters>,
 ) -> io::Result<Vec<Flow>> {
     let mut flows = Vec::new();
+    let mut sent = Vec::new();
     for entry in map.iter() {
         match entry {
+            Ok((key, values)) if key.direction == EGRESS_XSK => {
+                sent.push(Flow::new(&key, &values));
+            }
             Ok((key, values)) => flows.push(Flow::new(&key, &values)),
             Err(error) => return Err(io_error(&error)),
         }
     }
+    if !sent.is_empty() {
+        add_sent(&mut flows, sent);
+    }
     Ok(flows)
+}
+
+/// Adds flows that left by AF_XDP to those of the same ends.
+fn add_sent(flows: &mut Vec<Flow>, sent: Vec<Flow>) {
+    let leaving = flows.iter().enumerate();
+    let leaving = leaving.filter(|(_, flow)| flow.direction == Direction::Egress);
+    let places: std::collections::HashMap<_, _> = leaving
+        .map(|(place, flow)| ((flow.local, flow.remote), place))
+        .collect();
+    for flow in sent {
+        match places.get(&(flow.local, flow.remote)) {
+            Some(place) => {
+                let total = &mut flows[*place];
+                total.packets += flow.packets;
+                total.bytes += flow.bytes;
+                total.first_seen_ns = total.first_seen_ns.min(flow.first_seen_ns);
+                total.last_seen_ns = total.last_seen_ns.max(flow.last_seen_ns);
+            }
+            None => flows.push(flow),
+        }
+    }
 }
 
 /// Packets dropped for one reason.
@@ -261,6 +290,35 @@ mod tests {
         assert_eq!(flow.direction, Direction::Egress);
         assert_eq!((flow.packets, flow.bytes), (5, 500));
         assert_eq!((flow.first_seen_ns, flow.last_seen_ns), (40, 90));
+    }
+
+    #[test]
+    fn what_left_by_af_xdp_is_added_to_its_flow() {
+        let flow = |remote: &str, direction, packets, first_seen_ns, last_seen_ns| Flow {
+            remote: remote.parse().unwrap(),
+            local: "192.0.2.9:51820".parse().unwrap(),
+            direction,
+            packets,
+            bytes: packets * 100,
+            first_seen_ns,
+            last_seen_ns,
+        };
+        let (into, out) = (Direction::Ingress, Direction::Egress);
+        let mut flows = vec![
+            flow("192.0.2.1:1", into, 5, 1, 1),
+            flow("192.0.2.1:1", out, 7, 10, 20),
+        ];
+        let sent = vec![
+            flow("192.0.2.1:1", out, 30, 15, 40),
+            flow("192.0.2.2:1", out, 4, 2, 3),
+        ];
+        add_sent(&mut flows, sent);
+        let expected = [
+            flow("192.0.2.1:1", into, 5, 1, 1),
+            flow("192.0.2.1:1", out, 37, 10, 40),
+            flow("192.0.2.2:1", out, 4, 2, 3),
+        ];
+        assert_eq!(flows, expected);
     }
 
     #[test]

@@ -79,7 +79,7 @@ pub fn next_hop(datagram: &Outbound) -> io::Result<Option<NextHop>> {
             source: None,
             ..*datagram
         };
-        if !look_up(&itself)?.is_some_and(|route| route.kind == libc::RTN_LOCAL) {
+        if look_up(&itself)?.is_none_or(|route| route.kind != libc::RTN_LOCAL) {
             return Ok(None);
         }
     }
