@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use adit_kernel::inotify::FileWatch;
-use adit_kernel::netlink::{LinkMonitor, RouteMonitor};
+use adit_kernel::netlink::{LinkMonitor, NeighbourMonitor, RouteMonitor};
 use adit_kernel::process;
 use adit_kernel::tun::{Tun, TunOptions};
 use adit_kernel::udp::UdpOptions;
@@ -25,6 +25,7 @@ use tracing::level_filters::LevelFilter;
 use crate::control::{self, Control, Signals, Sources, Watcher};
 use crate::dataplane::{Dataplane, Threads, transport};
 use crate::logging;
+use crate::steering::options::XdpTransmit;
 use crate::steering::{self, Steerer};
 use crate::uapi::server;
 use crate::uapi::socket::ConfigurationSocket;
@@ -133,6 +134,10 @@ fn serve(options: &Options) -> Result<()> {
     let sources = Sources {
         link: LinkMonitor::new(&tun).context("cannot watch the device")?,
         routes: RouteMonitor::new().context("cannot watch routes")?,
+        neighbours: match options.steering.xdp_transmit {
+            XdpTransmit::Off => None,
+            _ => Some(NeighbourMonitor::new().context("cannot watch neighbours")?),
+        },
         socket: FileWatch::new(socket.path())
             .with_context(|| format!("cannot watch {}", socket.path().display()))?,
     };

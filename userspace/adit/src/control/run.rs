@@ -96,6 +96,7 @@ pub async fn run(
             () = timer => control.borrow_mut().timeout(),
             Some(notice) = queues.notices.recv() => match notice {
                 Notice::Attend(peer) => control.borrow_mut().attend(peer),
+                Notice::NextHopWanted => control.borrow_mut().steerer.next_hops_wanted(),
                 Notice::ReceiverFailed { ifindex } => control.borrow_mut().receiver_failed(ifindex),
                 Notice::DeviceGone => return Ending::DeviceGone,
             },
@@ -131,6 +132,7 @@ fn follow(control: &mut Control, happening: Happening) -> Option<Ending> {
         Happening::Link(LinkEvent::Moved) => tracing::info!("device moved to another namespace"),
         Happening::Link(LinkEvent::Gone) => return Some(Ending::DeviceGone),
         Happening::Routes => control.host_changed(),
+        Happening::Neighbour(change) => control.steerer.neighbour_changed(change),
         Happening::SocketRemoved => return Some(Ending::SocketRemoved),
     }
     None

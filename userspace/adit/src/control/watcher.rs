@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use adit_kernel::event::EventFd;
 use adit_kernel::inotify::FileWatch;
-use adit_kernel::netlink::{LinkEvent, LinkMonitor, RouteMonitor};
+use adit_kernel::netlink::{
+    LinkEvent, LinkMonitor, NeighbourChange, NeighbourMonitor, RouteMonitor,
+};
 use adit_kernel::poll::{Interest, PollFd, poll};
 use anyhow::Context as _;
 use tokio::sync::mpsc;
@@ -27,6 +29,8 @@ pub enum Happening {
     Link(LinkEvent),
     /// Addresses or routes of the namespace that the UDP sockets are in have changed.
     Routes,
+    /// A neighbour table of that namespace has changed.
+    Neighbour(NeighbourChange),
     /// The configuration socket's file was removed.
     SocketRemoved,
 }
@@ -38,6 +42,8 @@ pub struct Sources {
     pub link: LinkMonitor,
     /// Addresses and routes.
     pub routes: RouteMonitor,
+    /// Neighbours; only if anybody wants to know.
+    pub neighbours: Option<NeighbourMonitor>,
     /// The configuration socket's file.
     pub socket: FileWatch,
 }
@@ -109,15 +115,22 @@ impl Watching {
         self.follow_link();
         loop {
             let timeout = routes_told_at.map(|at| at.saturating_duration_since(Instant::now()));
+            let neighbours = self
+                .sources
+                .neighbours
+                .as_ref()
+                .map(|monitor| monitor.as_fd());
             let mut fds = [
                 self.stop.as_fd(),
                 self.sources.link.as_fd(),
                 self.sources.routes.as_fd(),
                 self.sources.socket.as_fd(),
+                // Without a monitor one of the others stands in.
+                neighbours.unwrap_or(self.stop.as_fd()),
             ]
             .map(|fd| PollFd::new(fd, Interest::Read));
             poll(&mut fds, timeout)?;
-            let [stop, link, routes, socket] = fds.map(|fd| fd.readable());
+            let [stop, link, routes, socket, neighbours] = fds.map(|fd| fd.readable());
             if stop {
                 return Ok(());
             }
@@ -126,11 +139,16 @@ impl Watching {
             }
             // An error means that messages were lost: then something has changed.
             if routes && self.sources.routes.changed().unwrap_or(true) {
+                // Before the next packet, which the kernel would send the new way.
+                self.shared.transmit.suspend();
                 routes_told_at.get_or_insert_with(|| Instant::now() + ROUTES_SETTLE);
             }
             if routes_told_at.is_some_and(|at| at <= Instant::now()) {
                 routes_told_at = None;
                 self.tell(Happening::Routes);
+            }
+            if neighbours {
+                self.follow_neighbours();
             }
             if socket && self.sources.socket.removed()? {
                 self.tell(Happening::SocketRemoved);
@@ -145,6 +163,21 @@ impl Watching {
                 Ok(None) => return,
                 Err(error) => return tracing::warn!(%error, "device events"),
             }
+        }
+    }
+
+    fn follow_neighbours(&mut self) {
+        let Some(monitor) = &mut self.sources.neighbours else {
+            return;
+        };
+        let happenings = &self.happenings;
+        let tell = |change| {
+            // Fails only when the control thread is about to stop this one.
+            let _ = happenings.send(Happening::Neighbour(change));
+        };
+        if let Err(error) = monitor.read(tell) {
+            tracing::debug!(%error, "neighbours");
+            self.tell(Happening::Neighbour(NeighbourChange::Lost));
         }
     }
 

@@ -63,6 +63,8 @@ counters! {
         udp_gso_sends,
         /// Datagrams in those messages.
         udp_sent_datagrams,
+        /// Datagrams that went out by AF_XDP instead.
+        xsk_sent_datagrams,
         /// `sendmmsg` system calls.
         udp_send_calls,
         /// Messages sent one datagram at a time after the kernel refused to cut them up.

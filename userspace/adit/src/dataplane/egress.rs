@@ -11,6 +11,7 @@ use adit_packet::virtio::VirtioNetHeader;
 use adit_protocol::{InnerPacket, Instant};
 
 use super::outbound::Outbound;
+use super::transmit::Path;
 use super::{Dataplane, Notice, PeerLink, Session};
 use crate::instant;
 
@@ -29,9 +30,9 @@ pub(super) struct Egress {
 impl Egress {
     pub(super) fn new(shared: Arc<Dataplane>) -> Self {
         Self {
-            shared,
             segment: vec![0; READ_BUFFER].into_boxed_slice(),
-            outbound: Outbound::new(),
+            outbound: Outbound::with_path(Path::new(Arc::clone(&shared))),
+            shared,
         }
     }
 
@@ -43,11 +44,12 @@ impl Egress {
         while !shared.is_stopping() {
             let mut sources = [shared.tun.as_fd(), shared.wake_egress.as_fd()]
                 .map(|fd| PollFd::new(fd, Interest::Read));
-            if let Err(error) = poll(&mut sources, None) {
+            if let Err(error) = poll(&mut sources, self.outbound.retry_after()) {
                 tracing::error!(%error, "cannot wait for the TUN device");
                 return shared.notify(Notice::DeviceGone);
             }
             let _ = shared.wake_egress.clear();
+            self.outbound.retry();
             if self.drain(&mut read_buffer).is_err() {
                 return shared.notify(Notice::DeviceGone);
             }

@@ -10,12 +10,13 @@
 //!            (super-packet)              (UDP_GRO)             the data threads
 //! ```
 //! The data threads never wait for the control thread: they read snapshots (routes, sessions,
-//! sockets) that it swaps, and leave notices that it finds.
+//! sockets, next hops) that it swaps, and leave notices that it finds.
 
 pub mod counters;
 mod egress;
 mod ingress;
 pub mod outbound;
+pub mod transmit;
 pub mod transport;
 mod tun_writer;
 
@@ -38,6 +39,7 @@ use tokio::sync::mpsc;
 pub(crate) use egress::send_staged;
 
 use self::counters::Counters;
+use self::transmit::TransmitterChange;
 use self::transport::TransportKey;
 
 /// A session whose keys are of the batch AEAD.
@@ -79,6 +81,8 @@ impl HandshakeMessage {
 pub enum Notice {
     /// A peer needs a handshake, or its timers need to be set.
     Attend(PeerId),
+    /// There are endpoints to find the next hop for ([`transmit::Shared::take_wanted`]).
+    NextHopWanted,
     /// The TUN device does not exist any more.
     DeviceGone,
     /// An AF_XDP socket of this interface cannot be used any more and was closed.
@@ -127,6 +131,8 @@ pub struct Dataplane {
     pub sockets: ArcSwapOption<UdpSockets>,
     /// Allowed-ips.
     pub routes: ArcSwap<Routes>,
+    /// Sending by AF_XDP.
+    pub transmit: transmit::Shared,
     sessions: Arc<SessionTable>,
     mtu: AtomicU32,
     receiver_changes: Mutex<Vec<ReceiverChange>>,
@@ -156,6 +162,7 @@ impl Dataplane {
             counters: Counters::default(),
             sockets: ArcSwapOption::empty(),
             routes: ArcSwap::new(routes),
+            transmit: transmit::Shared::default(),
             sessions,
             mtu: AtomicU32::new(mtu),
             receiver_changes: Mutex::default(),
@@ -196,6 +203,12 @@ impl Dataplane {
             .unwrap_or_else(PoisonError::into_inner)
             .push(change);
         self.wake_ingress.signal();
+    }
+
+    /// Gives the egress thread an AF_XDP socket, or takes one away.
+    pub fn change_transmitters(&self, change: TransmitterChange) {
+        self.transmit.change(change);
+        self.wake_egress.signal();
     }
 
     fn take_receiver_changes(&self) -> Vec<ReceiverChange> {

@@ -9,10 +9,11 @@
 //! ```
 //! A *train* is what one `UDP_SEGMENT` message can carry: datagrams of one session, equally long
 //! but for a shorter last one. Packets are split straight into their place in a train, sealed
-//! there, and sent from there.
+//! there, and sent from there: by AF_XDP where that is to be had, or by the UDP socket.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use adit_kernel::udp::{Outcome, Outgoing, SendBatch, UdpSockets};
 use adit_packet::aead::{Record, TAG_LEN, seal_batch};
@@ -21,6 +22,7 @@ use adit_protocol::{Instant, padded_len};
 use arrayvec::ArrayVec;
 
 use super::counters::Egress as Counters;
+use super::transmit::Path;
 use super::{PeerLink, Session};
 
 /// Bytes after which a batch is sent: one super-packet from the TUN device.
@@ -60,6 +62,8 @@ pub struct Outbound {
     used: usize,
     trains: ArrayVec<Train, TRAINS>,
     sender: SendBatch,
+    /// The way past the UDP socket.
+    path: Option<Path>,
 }
 
 impl Outbound {
@@ -70,6 +74,27 @@ impl Outbound {
             used: 0,
             trains: ArrayVec::new(),
             sender: SendBatch::new(),
+            path: None,
+        }
+    }
+
+    /// An empty batch that is sent by AF_XDP as far as that is possible.
+    pub fn with_path(path: Path) -> Self {
+        Self {
+            path: Some(path),
+            ..Self::new()
+        }
+    }
+
+    /// When to call [`retry`](Self::retry) at the latest, if packets wait for their device.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.path.as_ref()?.retry_after()
+    }
+
+    /// Takes over changes to the AF_XDP sockets, and sends what waits for them.
+    pub fn retry(&mut self) {
+        if let Some(path) = &mut self.path {
+            path.retry();
         }
     }
 
@@ -147,6 +172,9 @@ impl Outbound {
             seal(train, &mut self.buffer, counters);
         }
         let mut sent = [0u64; TRAINS];
+        if let Some(sockets) = sockets {
+            self.send_past(sockets.port(), &mut sent);
+        }
         for family in [Family::V4, Family::V6] {
             self.send_family(family, sockets, counters, &mut sent);
         }
@@ -158,6 +186,26 @@ impl Outbound {
         }
         self.trains.clear();
         self.used = 0;
+    }
+
+    /// Sends what can go by AF_XDP, and leaves the rest; notes the bytes each train got sent.
+    fn send_past(&mut self, port: u16, sent: &mut [u64; TRAINS]) {
+        let Some(path) = self.path.as_mut() else {
+            return;
+        };
+        if !path.begin() {
+            return;
+        }
+        for (train, sent) in self.trains.iter_mut().zip(sent) {
+            let Some(endpoint) = train.session.peer().endpoint() else {
+                continue;
+            };
+            let data = &self.buffer[train.start..train.end];
+            let taken = path.take(&endpoint, port, train.ecn, train.segment_size, data);
+            train.start += taken;
+            *sent += taken as u64;
+        }
+        path.submit();
     }
 
     /// Sends the trains whose endpoint is of one family; notes the bytes each got sent.
@@ -222,13 +270,13 @@ impl Outbound {
                     }
                     let datagrams = datagrams as usize;
                     let kept = train.datagrams().saturating_sub(datagrams);
-                    sent[index] = (kept * train.segment_size).min(message.data.len()) as u64;
+                    sent[index] += (kept * train.segment_size).min(message.data.len()) as u64;
                 }
                 Outcome::SentAfterForgettingSource => {
                     train.session.peer().forget_source(message.to);
-                    sent[index] = message.data.len() as u64;
+                    sent[index] += message.data.len() as u64;
                 }
-                _ => sent[index] = message.data.len() as u64,
+                _ => sent[index] += message.data.len() as u64,
             }
         }
     }

@@ -57,6 +57,8 @@ pub struct Device {
     pub datapath_notes: Vec<String>,
     /// Interfaces whose packets come in by AF_XDP.
     pub xdp: Vec<XdpDevice>,
+    /// Interfaces whose packets go out by AF_XDP.
+    pub transmit: Vec<TransmitDevice>,
     /// Adit's counters without their prefix, in the order of the answer.
     pub counters: Vec<(String, u64)>,
     /// The peers, in the order of the answer.
@@ -74,6 +76,15 @@ pub struct XdpDevice {
     pub zero_copy: bool,
     /// RX queues with a socket.
     pub queues: u32,
+}
+
+/// An interface whose packets go out by AF_XDP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransmitDevice {
+    /// Its name.
+    pub name: String,
+    /// The driver reads straight from our memory.
+    pub zero_copy: bool,
 }
 
 /// A peer in [`Device`].
@@ -168,6 +179,7 @@ impl Device {
             "datapath" => self.datapath = Some(value.to_owned()),
             "datapath_note" => self.datapath_notes.push(value.to_owned()),
             "xdp" => self.xdp.extend(xdp_device(value)),
+            "xdp_transmit" => self.transmit.extend(transmit_device(value)),
             _ => {
                 if let Ok(count) = value.parse() {
                     self.counters.push((key.to_owned(), count));
@@ -278,6 +290,19 @@ fn xdp_device(text: &str) -> Option<XdpDevice> {
     })
 }
 
+/// `NAME copy|zerocopy`.
+fn transmit_device(text: &str) -> Option<TransmitDevice> {
+    let (name, copy) = text.split_once(' ')?;
+    Some(TransmitDevice {
+        name: name.to_owned(),
+        zero_copy: match copy {
+            "copy" => false,
+            "zerocopy" => true,
+            _ => return None,
+        },
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,6 +315,7 @@ mod tests {
         format!(
             "private_key={PRIVATE}\nlisten_port=12912\nfwmark=51820\nadit_datapath=xdp\n\
              adit_datapath_note=eth1: no such queue\nadit_xdp=eth0 native copy 2\nadit_xdp=eth1 odd copy 2\n\
+             adit_xdp_transmit=eth0 zerocopy\nadit_xdp_transmit=eth1 odd\n\
              adit_tun_reads=17\nadit_drop_ingress_ecn=3\nadit_new=word\nfuture=1\n\
              public_key={PEER}\npreshared_key={ZERO}\nprotocol_version=1\nendpoint=[abcd:23::33]:51820\n\
              last_handshake_time_sec=1700000000\nlast_handshake_time_nsec=5\ntx_bytes=38333\nrx_bytes=2224\n\
@@ -317,6 +343,10 @@ mod tests {
             ),
             ("eth0", "native", false, 2)
         );
+        let [transmit] = &device.transmit[..] else {
+            panic!()
+        };
+        assert!(transmit.name == "eth0" && transmit.zero_copy);
         assert_eq!(
             device.counters,
             [

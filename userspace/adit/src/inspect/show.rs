@@ -175,6 +175,18 @@ fn listing(tunnel: &Tunnel, now: u64, style: Style) -> String {
             ),
         );
     }
+    // Elsewhere, and where nothing is said, packets go out by the UDP socket.
+    for transmit in &device.transmit {
+        let copy = if transmit.zero_copy {
+            "zero-copy"
+        } else {
+            "copy"
+        };
+        line(
+            "sends by xdp",
+            &format!("{} ({copy})", printable(&transmit.name)),
+        );
+    }
     for note in &device.datapath_notes {
         line("no xdp", &printable(note));
     }

@@ -1,15 +1,20 @@
 //! One underlay interface.
 
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use adit_kernel::bpf::{AttachError, LinkState, Steering, XdpMode};
+use adit_kernel::ethtool;
 use adit_kernel::netlink::{self, Link};
-use adit_kernel::xsk::{FrameSize, Receiver, ReceiverOptions, Umem, XskError};
+use adit_kernel::xsk::{
+    FrameSize, Receiver, ReceiverOptions, TRANSMIT_FRAMES, Transmitter, Umem, XskError,
+};
 use adit_protocol::Instant;
 
-use super::options::{self, Datapath, Options};
+use super::options::{self, Datapath, Options, XdpTransmit};
+use crate::dataplane::transmit::TransmitterChange;
 use crate::dataplane::{Dataplane, ReceiverChange};
 use crate::{error_chain, instant};
 
@@ -33,6 +38,8 @@ pub(super) enum State {
         zero_copy: bool,
         /// Sockets, one per RX queue.
         queues: u32,
+        /// How packets go out by AF_XDP, if they do.
+        transmit: Option<Transmit>,
     },
     /// By the UDP socket, as the options ask or as is faster.
     Unsteered {
@@ -48,6 +55,21 @@ pub(super) enum State {
         /// How long was waited for that.
         waited: Duration,
     },
+}
+
+/// A socket that sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Transmit {
+    /// The driver takes packets without a copy.
+    pub(super) zero_copy: bool,
+    /// Bytes of the longest packet, Ethernet header included.
+    pub(super) capacity: usize,
+}
+
+/// What an interface is opened with.
+struct Sockets {
+    receivers: Vec<Receiver>,
+    transmitter: Option<Transmitter>,
 }
 
 /// Why an interface does not carry the tunnel any more.
@@ -152,6 +174,14 @@ impl Device {
         matches!(self.state, State::Attached { .. })
     }
 
+    /// How packets go out by AF_XDP, if they do.
+    pub(super) fn transmit(&self) -> Option<Transmit> {
+        match self.state {
+            State::Attached { transmit, .. } => transmit,
+            _ => None,
+        }
+    }
+
     pub(super) fn state(&self) -> &State {
         &self.state
     }
@@ -174,7 +204,7 @@ impl Device {
         };
         let mut reason = String::new();
         for &mode in modes {
-            match self.attach_mode(steering, shared, mode) {
+            match self.attach_mode(steering, shared, mode, options.xdp_transmit) {
                 Ok(state) => {
                     tracing::info!(device = self.link.name, ?mode, "packets come in by AF_XDP");
                     return state;
@@ -223,13 +253,18 @@ impl Device {
         steering: &mut Steering,
         shared: &Dataplane,
         mode: XdpMode,
+        transmit: XdpTransmit,
     ) -> Result<State, AttachFailure> {
         let ifindex = self.link.index;
         // The program comes first: it passes everything while it knows of no sockets, and closing
         // sockets for a program that is refused leaves their queues busy for a moment, too long
         // for the other mode to be tried.
         steering.attach_xdp(ifindex, mode)?;
-        let receivers = self.open_receivers(steering, mode).inspect_err(|_| {
+        let opened = self.open_sockets(steering, mode, transmit);
+        let Sockets {
+            receivers,
+            transmitter,
+        } = opened.inspect_err(|_| {
             steering.detach_xdp(ifindex);
             // Nothing to be done about it: what is left there leads nowhere.
             let _ = steering.remove_device(ifindex);
@@ -241,38 +276,85 @@ impl Device {
         for receiver in receivers {
             shared.change_receivers(ReceiverChange::Add(Box::new(receiver)));
         }
+        let transmit = transmitter.as_ref().map(|transmitter| Transmit {
+            zero_copy: transmitter.is_zero_copy(),
+            capacity: transmitter.capacity(),
+        });
+        if let Some(transmitter) = transmitter {
+            shared.change_transmitters(TransmitterChange::Add(Box::new(transmitter)));
+        }
         Ok(State::Attached {
             mode,
             zero_copy,
             queues,
+            transmit,
         })
     }
 
     /// Opens the sockets and tells the program of them.
-    fn open_receivers(
+    fn open_sockets(
         &self,
         steering: &mut Steering,
         mode: XdpMode,
-    ) -> Result<Vec<Receiver>, AttachFailure> {
+        transmit: XdpTransmit,
+    ) -> Result<Sockets, AttachFailure> {
         let ifindex = self.link.index;
         let frame_size = FrameSize::for_mtu(self.link.mtu);
-        let receivers = self.receivers(frame_size, mode)?;
+        let transmit = self.wants_transmitter(transmit).then_some(transmit);
+        let (receivers, spare) = self.receivers(frame_size, mode, transmit.is_some())?;
         let queues = u32::try_from(receivers.len()).unwrap_or(QUEUES);
         steering.add_device(ifindex, queues, frame_size.capacity())?;
         for receiver in &receivers {
             steering.set_socket(ifindex, receiver.options().queue, receiver.as_fd())?;
         }
-        Ok(receivers)
+        let transmitter = transmit.and_then(|transmit| {
+            let transmitter = self.transmitter(receivers.first()?, spare)?;
+            let pays = transmit == XdpTransmit::On || transmitter.is_zero_copy();
+            pays.then_some(transmitter)
+        });
+        Ok(Sockets {
+            receivers,
+            transmitter,
+        })
     }
 
-    /// A socket for each RX queue that is in use.
+    /// Whether memory is to be set aside for sending.
+    fn wants_transmitter(&self, transmit: XdpTransmit) -> bool {
+        match transmit {
+            XdpTransmit::Off => false,
+            XdpTransmit::On => true,
+            // What an older kernel does not tell shows when the socket is open.
+            XdpTransmit::Auto => {
+                ethtool::xdp_features(self.link.index).map_or(true, |features| features.zero_copy)
+            }
+        }
+    }
+
+    /// The socket to send by: one, since one thread sends. It is an extra: without it packets go out by the
+    /// UDP socket.
+    fn transmitter(&self, receiver: &Receiver, frames: Range<u32>) -> Option<Transmitter> {
+        Transmitter::open(receiver, frames)
+            .inspect_err(|error| {
+                tracing::info!(
+                    device = self.link.name,
+                    error = error_chain(error),
+                    "packets go out by the UDP socket"
+                );
+            })
+            .ok()
+    }
+
+    /// A socket for each RX queue that is in use, and the frames that are left for sending.
     fn receivers(
         &self,
         frame_size: FrameSize,
         mode: XdpMode,
-    ) -> Result<Vec<Receiver>, AttachFailure> {
+        transmit: bool,
+    ) -> Result<(Vec<Receiver>, Range<u32>), AttachFailure> {
         let queues = self.link.rx_queues.clamp(1, QUEUES);
-        let umem = Umem::new(queues * FRAMES, frame_size).map_err(AttachFailure::Memory)?;
+        let spare = if transmit { TRANSMIT_FRAMES } else { 0 };
+        let spare = queues * FRAMES..queues * FRAMES + spare;
+        let umem = Umem::new(spare.end, frame_size).map_err(AttachFailure::Memory)?;
         let mut receivers: Vec<Receiver> = Vec::new();
         for queue in 0..queues {
             let options = ReceiverOptions {
@@ -292,7 +374,7 @@ impl Device {
                 Err(source) => return Err(AttachFailure::Socket { queue, source }),
             }
         }
-        Ok(receivers)
+        Ok((receivers, spare))
     }
 
     /// Notices that XDP was taken away, and tries again what was refused or lost.
@@ -394,9 +476,9 @@ impl Device {
         if let Err(error) = steering.remove_device(self.link.index) {
             tracing::debug!(error = error_chain(&error), "XDP device");
         }
-        shared.change_receivers(ReceiverChange::Remove {
-            ifindex: self.link.index,
-        });
+        let ifindex = self.link.index;
+        shared.change_transmitters(TransmitterChange::Remove { ifindex });
+        shared.change_receivers(ReceiverChange::Remove { ifindex });
     }
 
     /// Appends the interface to the answer of `get=1`.
@@ -408,13 +490,21 @@ impl Device {
                 mode,
                 zero_copy,
                 queues,
+                transmit,
             } => {
                 let mode = match mode {
                     XdpMode::Native => "native",
                     XdpMode::Generic => "generic",
                 };
                 let copy = if *zero_copy { "zerocopy" } else { "copy" };
-                writeln!(answer, "adit_xdp={name} {mode} {copy} {queues}")
+                let _ = writeln!(answer, "adit_xdp={name} {mode} {copy} {queues}");
+                match transmit {
+                    Some(Transmit { zero_copy, .. }) => {
+                        let copy = if *zero_copy { "zerocopy" } else { "copy" };
+                        writeln!(answer, "adit_xdp_transmit={name} {copy}")
+                    }
+                    None => Ok(()),
+                }
             }
             State::Unsteered { note: None } => Ok(()),
             State::Unsteered { note: Some(note) } => {

@@ -6,9 +6,11 @@
 //!
 //! - [`options`]: what the command line asks for.
 //! - `device`: one underlay interface: attaching, watching, detaching.
+//! - `next_hops`: how to reach the peers by AF_XDP.
 //! - `watchdog`: packets that are steered and never arrive.
 
 mod device;
+mod next_hops;
 pub mod options;
 mod watchdog;
 
@@ -18,14 +20,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use adit_kernel::bpf::{
-    Direction, EventLevel, Events, Listener, LoadOptions, RateLimit, Sessions, Steering,
+    Direction, EventLevel, Events, Listener, LoadOptions, RateLimit, SentFlows, Sessions, Steering,
 };
-use adit_kernel::netlink::{self, Link};
+use adit_kernel::netlink::{self, Link, NeighbourChange};
 use adit_protocol::{Endpoint, Instant, PeerId};
 use anyhow::{Context as _, Result};
 use tracing::level_filters::LevelFilter;
 
 use self::device::{Departure, Device, State};
+use self::next_hops::NextHops;
 use self::options::{Datapath, Options, Underlay};
 use self::watchdog::Watchdog;
 use crate::dataplane::Dataplane;
@@ -53,6 +56,7 @@ pub struct Steerer {
     under_load: bool,
     sockets: Option<Sockets>,
     watchdog: Watchdog,
+    next_hops: NextHops,
     /// Why there are no programs.
     note: Option<String>,
 }
@@ -62,6 +66,8 @@ struct Programs {
     steering: Steering,
     sessions: Sessions,
     events: Option<Events>,
+    /// For counting what leaves by AF_XDP.
+    sent: Option<SentFlows>,
     /// XDP does not know every session: steering would drop the packets of the others.
     sessions_incomplete: bool,
 }
@@ -89,7 +95,6 @@ impl Steerer {
         };
         let mut steerer = Self {
             options,
-            shared,
             programs,
             devices: BTreeMap::new(),
             leading: BTreeSet::new(),
@@ -97,6 +102,8 @@ impl Steerer {
             under_load: false,
             sockets: None,
             watchdog: Watchdog::default(),
+            next_hops: NextHops::new(Arc::clone(&shared)),
+            shared,
             note,
         };
         steerer.demand_named_devices()?;
@@ -180,6 +187,7 @@ impl Steerer {
     /// peers, detaches from the rest. Without sockets (the tunnel is down) nothing is steered.
     pub fn refresh(&mut self, sockets: Option<Sockets>, endpoints: &[Endpoint]) {
         self.sockets = sockets;
+        self.next_hops.forget(sockets);
         if self.programs.is_none() {
             return;
         }
@@ -211,6 +219,16 @@ impl Steerer {
             }
         }
         self.steer();
+    }
+
+    /// The egress thread has met endpoints that it does not know.
+    pub fn next_hops_wanted(&mut self) {
+        self.next_hops.find_wanted();
+    }
+
+    /// Follows neighbours that come, move and go.
+    pub fn neighbour_changed(&mut self, change: NeighbourChange) {
+        self.next_hops.neighbour_changed(change);
     }
 
     /// Whether nothing is to be gained from another look at this interface.
@@ -250,6 +268,10 @@ impl Steerer {
         }
         for device in self.devices.values_mut() {
             device.check(now, &mut programs.steering, &self.shared, &self.options);
+        }
+        self.next_hops.check();
+        if let Some(sent) = &mut programs.sent {
+            self.next_hops.report(sent);
         }
         self.steer();
     }
@@ -344,6 +366,9 @@ impl Steerer {
 
     /// Steers if there is somewhere to steer to.
     fn steer(&mut self) {
+        let sending = self.devices.iter();
+        let sending = sending.filter_map(|(index, device)| Some((*index, device.transmit()?)));
+        self.next_hops.set_devices(sending.collect());
         let anywhere = self.devices.values().any(Device::is_attached);
         if let Some(programs) = &mut self.programs
             && let Err(error) = programs
@@ -408,10 +433,15 @@ impl Programs {
             .sessions()
             .context("cannot reach the sessions map")?;
         let events = steering.take_events();
+        let sent = steering
+            .sent_flows()
+            .inspect_err(|error| tracing::info!(error = error_chain(error), "sent flows"))
+            .ok();
         Ok(Self {
             steering,
             sessions,
             events,
+            sent,
             sessions_incomplete: false,
         })
     }

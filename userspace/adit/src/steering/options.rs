@@ -26,6 +26,18 @@ pub enum XdpMode {
     Generic,
 }
 
+/// Whether packets go out by AF_XDP where they come in by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum XdpTransmit {
+    /// Where the driver sends without copying; elsewhere one UDP message with GSO is cheaper
+    #[default]
+    Auto,
+    /// Also where each packet is copied
+    On,
+    /// By the UDP socket alone
+    Off,
+}
+
 /// The interfaces that carry the tunnel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Underlay {
@@ -70,6 +82,9 @@ pub struct Options {
     /// Where the XDP program may run
     #[arg(long, env = "ADIT_XDP_MODE", value_enum, default_value_t)]
     pub xdp_mode: XdpMode,
+    /// Whether packets go out by AF_XDP, too
+    #[arg(long, env = "ADIT_XDP_TRANSMIT", value_enum, default_value_t)]
+    pub xdp_transmit: XdpTransmit,
 }
 
 #[cfg(test)]

@@ -100,7 +100,12 @@ impl Facts {
     }
 
     pub(super) fn checks(&self) -> Vec<Check> {
-        let mut checks = vec![self.interface(), self.native_xdp(), self.program()];
+        let mut checks = vec![
+            self.interface(),
+            self.native_xdp(),
+            self.transmit(),
+            self.program(),
+        ];
         if self.lro == Some(true) {
             checks.push(
                 Check::missing(
@@ -176,6 +181,22 @@ impl Facts {
                 format!("the kernel does not tell ({error}); it shows when a tunnel starts"),
             ),
         }
+    }
+
+    /// What `--xdp-transmit auto` would do; the same rule as in `steering`.
+    fn transmit(&self) -> Check {
+        let found = match &self.features {
+            Ok(XdpFeatures {
+                zero_copy: true, ..
+            }) => "by AF_XDP, without copies, where packets come in by it",
+            Ok(_) => {
+                "by the UDP socket: AF_XDP would copy each packet (--xdp-transmit on overrules this)"
+            }
+            Err(_) => {
+                "by AF_XDP if the driver does without copies, which shows when a tunnel starts"
+            }
+        };
+        Check::ok("device_transmit", "sending", found)
     }
 
     fn program(&self) -> Check {

@@ -24,6 +24,7 @@ struct Interface<'a> {
     datapath: Option<&'a str>,
     datapath_notes: &'a [String],
     xdp: Vec<Xdp<'a>>,
+    xdp_transmit: Vec<Transmit<'a>>,
     /// By reason; those that never were are left out.
     drops: BTreeMap<String, u64>,
     /// All of the daemon's counters by name.
@@ -39,6 +40,12 @@ struct Xdp<'a> {
     mode: &'a str,
     zero_copy: bool,
     queues: u32,
+}
+
+#[derive(Serialize)]
+struct Transmit<'a> {
+    device: &'a str,
+    zero_copy: bool,
 }
 
 #[derive(Serialize)]
@@ -83,6 +90,14 @@ impl<'a> Interface<'a> {
             datapath: device.datapath.as_deref(),
             datapath_notes: &device.datapath_notes,
             xdp: device.xdp.iter().map(xdp).collect(),
+            xdp_transmit: device
+                .transmit
+                .iter()
+                .map(|transmit| Transmit {
+                    device: &transmit.name,
+                    zero_copy: transmit.zero_copy,
+                })
+                .collect(),
             drops: drops(tunnel).into_iter().collect(),
             counters: device
                 .counters

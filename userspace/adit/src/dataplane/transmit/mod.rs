@@ -1,0 +1,311 @@
+//! Sending by AF_XDP: past the network stack, to where the control thread says the next hop is.
+//!
+//! ```text
+//!   train ──► hop known, neighbour known, fits the MTU? ──► headers + copy into a frame ──► one kick a batch
+//!                 │ no, or the device does not keep up
+//!                 └──────────────────────────────────────► UDP socket
+//! ```
+//! Each train goes one way or the other. An endpoint that is met for the first time is put on a list
+//! for the control thread and goes by the socket, which also makes the kernel look for the neighbour.
+//!
+//! A packet by the socket may overtake those that wait in a TX queue, or the other way round; that
+//! happens when the way changes, and is no more than a route change does.
+
+mod headers;
+mod hops;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use adit_kernel::xsk::Transmitter;
+use adit_protocol::Endpoint;
+use arc_swap::ArcSwap;
+use arrayvec::ArrayVec;
+
+pub use headers::{Headers, Way};
+pub use hops::{FlowCount, Hop, Hops};
+
+use super::{Dataplane, Notice};
+
+/// Endpoints that may wait for the control thread; others are asked for when it has been there.
+const WANTED: usize = 64;
+/// Devices at most; those beyond are served by the UDP socket.
+const DEVICES: usize = 16;
+/// How long a batch may wait for frames in all, as the UDP socket's does.
+const PATIENCE: Duration = Duration::from_millis(5);
+/// Free frames after which a device that did not keep up is used again: about a batch.
+const RECOVERED: usize = 64;
+/// When to look again after a device's queue that is full, and after a device that is down.
+const RETRY_FULL: Duration = Duration::from_millis(1);
+const RETRY_DOWN: Duration = Duration::from_millis(100);
+
+/// What the control thread changes about the egress thread's AF_XDP sockets.
+#[derive(Debug)]
+pub enum TransmitterChange {
+    /// Send by this one, too.
+    Add(Box<Transmitter>),
+    /// Close that of an interface.
+    Remove {
+        /// Index of the interface.
+        ifindex: u32,
+    },
+}
+
+/// What the egress thread and the control thread share.
+#[derive(Debug, Default)]
+pub struct Shared {
+    hops: ArcSwap<Hops>,
+    /// Routes or addresses have changed, and the hops are not yet those of after the change.
+    suspended: AtomicBool,
+    wanted: Mutex<ArrayVec<Endpoint, WANTED>>,
+    changes: Mutex<Vec<TransmitterChange>>,
+    changed: AtomicBool,
+}
+
+impl Shared {
+    /// Puts other hops in the place of the current ones.
+    pub fn replace_hops(&self, hops: Hops) {
+        self.hops.store(Arc::new(hops));
+    }
+
+    /// Has everything go by the UDP socket until [`resume`](Self::resume).
+    pub fn suspend(&self) {
+        self.suspended.store(true, Ordering::Release);
+    }
+
+    /// To be called before the routes are looked at, so that a change meanwhile is not missed. Nothing
+    /// may be known then.
+    pub fn resume(&self) {
+        self.suspended.store(false, Ordering::Release);
+    }
+
+    /// The endpoints that the egress thread has met and does not know.
+    pub fn take_wanted(&self) -> ArrayVec<Endpoint, WANTED> {
+        std::mem::take(&mut *self.wanted.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Gives the egress thread an AF_XDP socket, or takes one away; it has to be woken afterwards.
+    pub(super) fn change(&self, change: TransmitterChange) {
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        changes.push(change);
+        self.changed.store(true, Ordering::Release);
+    }
+
+    fn take_changes(&self) -> Option<Vec<TransmitterChange>> {
+        if !self.changed.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.changed.store(false, Ordering::Release);
+        Some(std::mem::take(&mut *changes))
+    }
+
+    /// Asks for an endpoint. True if the control thread has to be told.
+    fn want(&self, endpoint: Endpoint) -> bool {
+        // The control thread holds it for a moment only; the next packet asks again.
+        let Ok(mut wanted) = self.wanted.try_lock() else {
+            return false;
+        };
+        if wanted.contains(&endpoint) || wanted.try_push(endpoint).is_err() {
+            return false;
+        }
+        wanted.len() == 1
+    }
+}
+
+/// A transmitter, and how it fares.
+#[derive(Debug)]
+struct Port {
+    transmitter: Box<Transmitter>,
+    /// When to look again, while it does not keep up or is down.
+    retry: Option<Duration>,
+    /// No frame came back in time.
+    stalled: bool,
+    /// Packets were pushed since the last look.
+    busy: bool,
+}
+
+impl Port {
+    /// Whether it takes packets.
+    fn is_usable(&mut self) -> bool {
+        if self.retry.is_some() {
+            self.submit();
+        }
+        self.retry.is_none()
+    }
+
+    /// Sends what was pushed, and sees how things stand.
+    fn submit(&mut self) {
+        self.busy = false;
+        self.retry = match self.transmitter.submit() {
+            Ok(0) if !self.stalled || self.transmitter.room(RECOVERED) >= RECOVERED => {
+                self.stalled = false;
+                None
+            }
+            Ok(_) => Some(RETRY_FULL),
+            Err(error) => {
+                tracing::trace!(%error, "AF_XDP transmit");
+                Some(RETRY_DOWN)
+            }
+        };
+    }
+
+    /// A free frame, waited for if need be.
+    fn has_room(&mut self) -> bool {
+        if self.transmitter.room(1) > 0 {
+            return true;
+        }
+        if !matches!(self.transmitter.wait(PATIENCE), Ok(true)) {
+            self.stalled = true;
+            self.retry = Some(RETRY_FULL);
+            return false;
+        }
+        true
+    }
+}
+
+/// The egress thread's side.
+#[derive(Debug)]
+pub struct Path {
+    shared: Arc<Dataplane>,
+    ports: ArrayVec<Port, DEVICES>,
+}
+
+impl Path {
+    /// Without devices.
+    pub fn new(shared: Arc<Dataplane>) -> Self {
+        Self {
+            shared,
+            ports: ArrayVec::new(),
+        }
+    }
+
+    /// Takes over what the control thread has changed. False if there is no device to send by.
+    pub fn begin(&mut self) -> bool {
+        for change in self.shared.transmit.take_changes().into_iter().flatten() {
+            match change {
+                TransmitterChange::Add(transmitter) => {
+                    let port = Port {
+                        transmitter,
+                        retry: None,
+                        stalled: false,
+                        busy: false,
+                    };
+                    // Closed if there are too many.
+                    drop(self.ports.try_push(port));
+                }
+                TransmitterChange::Remove { ifindex } => self
+                    .ports
+                    .retain(|port| port.transmitter.ifindex() != ifindex),
+            }
+        }
+        !self.ports.is_empty()
+    }
+
+    /// Takes as many datagrams from the front of `train` as it can, and returns their bytes: all, or
+    /// none, or those there was room for. `port` is that of the UDP socket.
+    pub fn take(
+        &mut self,
+        endpoint: &Endpoint,
+        port: u16,
+        ecn: u8,
+        segment_size: usize,
+        train: &[u8],
+    ) -> usize {
+        let transmit = &self.shared.transmit;
+        if transmit.suspended.load(Ordering::Acquire) {
+            return 0;
+        }
+        let hops = transmit.hops.load();
+        let hop = match hops.0.get(endpoint) {
+            Some(Some(hop)) => hop,
+            Some(None) => return 0,
+            None => {
+                if transmit.want(*endpoint) {
+                    self.shared.notify(Notice::NextHopWanted);
+                }
+                return 0;
+            }
+        };
+        // The socket may have been bound to another port a moment ago.
+        if segment_size == 0 || segment_size > hop.largest || hop.port != port {
+            return 0;
+        }
+        let mut ports = self.ports.iter_mut();
+        let Some(port) = ports.find(|port| port.transmitter.ifindex() == hop.interface) else {
+            return 0;
+        };
+        if !port.is_usable() {
+            return 0;
+        }
+        let mut taken = 0;
+        let mut packets = 0;
+        for datagram in train.chunks(segment_size) {
+            let length = hop.headers.length() + datagram.len();
+            let write = |frame: &mut [u8]| hop.headers.write(frame, ecn, datagram);
+            if !port.has_room() || !port.transmitter.push(length, write) {
+                break;
+            }
+            port.busy = true;
+            taken += datagram.len();
+            packets += 1;
+        }
+        hop.flow.add(packets, taken as u64);
+        let counters = &self.shared.counters.egress;
+        counters.xsk_sent_datagrams.add(packets);
+        taken
+    }
+
+    /// Has the kernel send what was taken.
+    pub fn submit(&mut self) {
+        for port in self.ports.iter_mut().filter(|port| port.busy) {
+            port.submit();
+        }
+    }
+
+    /// When to call [`retry`](Self::retry), if packets wait for their device.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.ports.iter().filter_map(|port| port.retry).min()
+    }
+
+    /// Tries again to send what waits.
+    pub fn retry(&mut self) {
+        self.begin();
+        for port in self.ports.iter_mut().filter(|port| port.retry.is_some()) {
+            port.submit();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_asked_for_once_and_the_control_thread_told_once() {
+        let shared = Shared::default();
+        let endpoint = |port| Endpoint::new(([192, 0, 2, 1], port).into());
+        assert!(shared.want(endpoint(1)));
+        assert!(!shared.want(endpoint(1)));
+        assert!(!shared.want(endpoint(2)));
+        assert_eq!(shared.take_wanted()[..], [endpoint(1), endpoint(2)]);
+        assert!(shared.want(endpoint(1)));
+        // A full list takes no more, and nothing is lost by it.
+        for port in 2..=1000 {
+            shared.want(endpoint(port));
+        }
+        assert_eq!(shared.take_wanted().len(), WANTED);
+        assert!(shared.want(endpoint(1000)));
+    }
+
+    #[test]
+    fn changes_are_taken_once_and_in_order() {
+        let shared = Shared::default();
+        assert!(shared.take_changes().is_none());
+        shared.change(TransmitterChange::Remove { ifindex: 7 });
+        shared.change(TransmitterChange::Remove { ifindex: 8 });
+        assert_eq!(shared.take_changes().unwrap().len(), 2);
+        assert!(shared.take_changes().is_none());
+    }
+}
