@@ -125,8 +125,7 @@ fn read(file: &Path) -> Result<Results> {
 /// Writes JSON and charts, and prints the table.
 fn report(results: &Results, directory: &Path) -> Result<()> {
     fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
-    let json = serde_json::to_string_pretty(results)?;
-    let mut files = vec![(JSON.to_owned(), json + "\n")];
+    let mut files = vec![(JSON.to_owned(), results.to_json()?)];
     files.extend(figures::charts(results));
     for (name, content) in &files {
         let path = directory.join(name);

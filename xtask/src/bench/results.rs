@@ -1,6 +1,7 @@
 //! Everything a run of the benchmark found out: what is written as JSON, and what tables and charts are made of.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
@@ -160,6 +161,29 @@ impl Results {
         errors.first().map(|first| (errors.len(), *first))
     }
 
+    /// As JSON with a line for each sample, so that it is short and a change of one shows as one.
+    ///
+    /// # Errors
+    /// None that these types allow.
+    pub(crate) fn to_json(&self) -> serde_json::Result<String> {
+        let value = serde_json::to_value(self)?;
+        let mut text = String::from("{\n");
+        let fields = value.as_object().into_iter().flatten();
+        for (number, (name, value)) in fields.enumerate() {
+            let separator = if number == 0 { "" } else { ",\n" };
+            let _ = write!(text, "{separator}{name:?}: ");
+            match value.as_array() {
+                Some(elements) => {
+                    let lines: Vec<_> = elements.iter().map(ToString::to_string).collect();
+                    let _ = write!(text, "[\n{}\n]", lines.join(",\n"));
+                }
+                None => text.push_str(&value.to_string()),
+            }
+        }
+        text.push_str("\n}\n");
+        Ok(text)
+    }
+
     /// Works out the summary.
     pub(crate) fn summarize(&mut self) {
         let mut summary = Vec::new();
@@ -307,8 +331,10 @@ pub(crate) mod tests {
     #[test]
     fn json_comes_back_as_it_went() {
         let results = example();
-        let text = serde_json::to_string_pretty(&results).unwrap();
+        let text = results.to_json().unwrap();
         assert!(text.contains("\"schema\": \"adit-bench/1\"") && text.contains("\"median\""));
+        let samples = text.lines().filter(|line| line.contains("\"round\""));
+        assert_eq!(samples.count(), results.samples.len());
         let mut back: Results = serde_json::from_str(&text).unwrap();
         assert_eq!(back.samples.len(), results.samples.len());
         back.summarize();
