@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::iperf::{Report, Run};
-use crate::process::{cpu_time, host_cpu_time};
+use crate::process::{cpu_time, host_cpu_time, host_processors};
 
 /// Watches the processor time of the machine and of some processes.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub struct Usage {
     pub elapsed: Duration,
     /// Processor time of the whole machine.
     pub host: Duration,
+    /// Processors of the whole machine.
+    pub processors: u32,
     /// Processor time of each process that was watched, in the order given.
     pub processes: Vec<Duration>,
 }
@@ -50,6 +52,7 @@ impl Meter {
         Ok(Usage {
             elapsed,
             host: host.saturating_sub(self.host),
+            processors: host_processors()?,
             processes: self.processes.iter().map(used).collect::<Result<_>>()?,
         })
     }
@@ -59,9 +62,7 @@ impl Usage {
     /// Share of the machine's processors that was busy, 0 to 1.
     #[must_use]
     pub fn busy(&self) -> f64 {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let available =
-            self.elapsed.as_secs_f64() * u32::try_from(processors).map_or(1.0, f64::from);
+        let available = self.elapsed.as_secs_f64() * f64::from(self.processors);
         self.host.as_secs_f64() / available
     }
 

@@ -42,6 +42,18 @@ pub fn host_cpu_time() -> Result<Duration> {
     ))
 }
 
+/// Number of processors that [`host_cpu_time`] is the sum of, whether this process may use them or not.
+///
+/// # Errors
+/// /proc/stat cannot be read.
+pub fn host_processors() -> Result<u32> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let lines = stat.lines().skip(1);
+    Ok(u32::try_from(
+        lines.take_while(|line| line.starts_with("cpu")).count(),
+    )?)
+}
+
 /// Resident memory of a process in bytes.
 ///
 /// # Errors
