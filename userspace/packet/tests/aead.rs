@@ -157,6 +157,39 @@ fn backends_agree_on_all_batch_sizes() {
     }
 }
 
+mod mixtures {
+    use proptest::prelude::*;
+
+    use super::{agree, batch, key};
+
+    /// Lengths of a batch: one for all, one with a shorter last, few in disorder, or any.
+    fn lengths() -> impl Strategy<Value = Vec<usize>> {
+        let len = || prop_oneof![0usize..=9000, 0usize..=1500, 0usize..=200];
+        let packets = || 1usize..=130;
+        prop_oneof![
+            (len(), packets()).prop_map(|(len, packets)| vec![len; packets]),
+            (len(), len(), packets()).prop_map(|(len, last, packets)| {
+                let mut lengths = vec![len; packets];
+                lengths[packets - 1] = last.min(len);
+                lengths
+            }),
+            prop::collection::vec(len(), 1..=4).prop_flat_map(move |few| {
+                prop::collection::vec(prop::sample::select(few), packets())
+            }),
+            prop::collection::vec(len(), packets()),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+        #[test]
+        fn backends_agree(lengths in lengths(), seed: u16) {
+            agree(&key(seed.into()), &batch(lengths.len(), |n| lengths[n]));
+        }
+    }
+}
+
 #[test]
 fn counters_of_64_bits_in_any_order() {
     let counters = [
