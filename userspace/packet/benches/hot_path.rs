@@ -7,6 +7,8 @@
     reason = "a bench prints, and its inputs are its own"
 )]
 
+mod common;
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -14,14 +16,14 @@ use adit_packet::aead::{Backend, Key, Record, TAG_LEN, open_batch, seal_batch};
 use adit_packet::checksum;
 use adit_packet::coalesce::{Coalescer, Offloads};
 use adit_packet::split::Splitter;
-use adit_packet::virtio::{F_NEEDS_CSUM, GSO_TCPV4, VirtioNetHeader};
+use common::{BATCH, HEADERS, super_packet};
 
-const BATCH: usize = 45;
-const HEADERS: usize = 40;
 const SIZES: [usize; 6] = [64, 256, 512, 1024, 1440, 8928];
-/// The first is what the others are compared with.
-const BACKENDS: [Backend; 4] = [
+/// The first is what the others are compared with. Those that the processor does not have are left out.
+const BACKENDS: [Backend; 6] = [
     Backend::AwsLcRs,
+    Backend::Avx512Ifma,
+    Backend::Avx512,
     Backend::Avx2,
     Backend::Auto,
     Backend::Portable,
@@ -53,29 +55,6 @@ fn report(what: &str, size: usize, ns: f64) {
         "{what:28} {size:5} bytes {ns:9.1} ns/packet {:7.2} GB/s",
         bytes / ns
     );
-}
-
-/// An IPv4/TCP super-packet of up to `BATCH` segments with `size` bytes each, headers included.
-fn super_packet(size: usize) -> (VirtioNetHeader, Vec<u8>, usize) {
-    let gso_size = size - HEADERS;
-    let segments = BATCH.min((65_535 - HEADERS) / gso_size);
-    let len = HEADERS + gso_size * segments;
-    let mut packet = vec![0x5a; len];
-    packet[..HEADERS].fill(0);
-    packet[..4].copy_from_slice(&[0x45, 0, 0, 0]);
-    packet[2..4].copy_from_slice(&u16::try_from(len).unwrap().to_be_bytes());
-    packet[6..10].copy_from_slice(&[0x40, 0, 64, 6]);
-    packet[12..24].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2, 1, 2, 3, 4]);
-    packet[32..36].copy_from_slice(&[0x50, 0x10, 1, 0]);
-    let header = VirtioNetHeader {
-        flags: F_NEEDS_CSUM,
-        gso_type: GSO_TCPV4,
-        gso_size: u16::try_from(gso_size).unwrap(),
-        csum_start: 20,
-        csum_offset: 16,
-        ..VirtioNetHeader::default()
-    };
-    (header, packet, segments)
 }
 
 fn split_and_coalesce(size: usize) {
@@ -147,7 +126,12 @@ fn aead(shape: &str, len: impl Fn(usize) -> usize, batch: usize) {
             authentic: false,
         })
         .collect();
-    let keys = BACKENDS.map(|backend| Key::new(backend, &[7; 32]));
+    let backends = BACKENDS
+        .into_iter()
+        .filter(|backend| backend.is_available());
+    let keys: Vec<Key> = backends
+        .map(|backend| Key::new(backend, &[7; 32]))
+        .collect();
     let mut time = |key: &Key, work: fn(&Key, &mut [Record<'_>])| {
         let start = Instant::now();
         for batch in records.chunks_mut(batch) {
@@ -167,7 +151,8 @@ fn aead(shape: &str, len: impl Fn(usize) -> usize, batch: usize) {
     for (what, rounds) in ["seal", "open"].into_iter().zip(&rounds) {
         print!("{what} {shape:>11} × {batch:2}");
         let reference = &rounds[0];
-        for (backend, times) in BACKENDS.iter().zip(rounds) {
+        for (key, times) in keys.iter().zip(rounds) {
+            let backend = key.backend();
             let ratio = reference.iter().zip(times).map(|(one, other)| one / other);
             print!(
                 "  {backend} {:7.1} ns {:4.2}×",
@@ -184,7 +169,66 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// Splits a super-packet and seals its packets, in groups of `group`: few packets at a time are sealed while they are
+/// in the first-level cache. `bound` sums the payload and leaves out the copy, which is less than sealing out of place
+/// would have to do.
+fn egress(size: usize) {
+    const ROUNDS: usize = 401;
+    let (header, packet, segments) = super_packet(size);
+    let mut arena = vec![0; BATCH * (size + 32)];
+    let key = Key::new(Backend::Auto, &[7; 32]);
+    let mut time = |group: usize, bound: bool| {
+        let start = Instant::now();
+        let mut splitter = Splitter::new(black_box(header), black_box(&packet)).unwrap();
+        let mut payloads = packet[HEADERS..].chunks(size - HEADERS);
+        for slots in arena.chunks_mut(group * (size + 32)) {
+            let mut records: [Record<'_>; BATCH] = std::array::from_fn(|_| Record {
+                counter: 0,
+                body: &mut [],
+                authentic: false,
+            });
+            let mut count = 0;
+            for slot in slots.chunks_mut(size + 32) {
+                if bound {
+                    let Some(payload) = payloads.next() else {
+                        break;
+                    };
+                    black_box(checksum::sum(payload));
+                } else if splitter.write_next(&mut slot[16..]).is_none() {
+                    break;
+                }
+                records[count].body = &mut slot[16..];
+                count += 1;
+            }
+            seal_batch(&key, &mut records[..count]);
+        }
+        start.elapsed().as_secs_f64() * 1e9 / f64::from(u32::try_from(segments).unwrap())
+    };
+    let mut rounds: [Vec<f64>; 5] = Default::default();
+    for _ in 0..ROUNDS {
+        rounds[0].push(time(BATCH, false));
+        rounds[1].push(time(16, false));
+        rounds[2].push(time(8, false));
+        rounds[3].push(time(BATCH, true));
+        rounds[4].push(time(8, true));
+    }
+    print!("split and seal {size:5} bytes");
+    let names = ["all at once", "16", "8", "bound", "bound, 8"];
+    for (name, times) in names.into_iter().zip(&rounds) {
+        let ratio = rounds[0].iter().zip(times).map(|(one, other)| one / other);
+        let (time, ratio) = (median(times.clone()), median(ratio.collect()));
+        print!("  {name} {time:7.1} ns {ratio:5.3}×");
+    }
+    println!();
+}
+
 fn main() {
+    if std::env::args().any(|argument| argument == "egress") {
+        for size in [256, 1024, 1440] {
+            egress(size);
+        }
+        return;
+    }
     // `cargo bench -p adit-packet -- aead` leaves out the rest.
     if !std::env::args().any(|argument| argument == "aead") {
         for size in SIZES {
