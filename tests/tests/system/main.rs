@@ -27,3 +27,4 @@ mod xdp_flood;
 mod xdp_not_stolen;
 mod xdp_refused;
 mod xdp_tools;
+mod xdp_transmit;
