@@ -87,6 +87,8 @@ struct Reader {
     prefixes: HashMap<Prefix, Range<usize>>,
     interface_header: Option<Range<usize>>,
     private_key_given: bool,
+    /// Where the first search domain is.
+    domain: Option<Range<usize>>,
 }
 
 /// See [`super::parse`].
@@ -101,6 +103,7 @@ pub(super) fn read(text: &str) -> Parsed {
         prefixes: HashMap::new(),
         interface_header: None,
         private_key_given: false,
+        domain: None,
     };
     for line in lines(text) {
         match line {
@@ -313,10 +316,9 @@ impl Reader {
             "FwMark" => {
                 value::fwmark(&without_blanks(text)).map(|mark| interface.fwmark = Some(mark))
             }
-            "MTU" if text.is_empty() => Ok(interface.mtu = None),
-            "MTU" => value::mtu(text).map(|mtu| interface.mtu = Some(mtu)),
-            "Table" if text.is_empty() => Ok(interface.table = None),
-            "Table" => value::table(text).map(|table| interface.table = Some(table)),
+            // As for wg-quick, to say nothing of these two is to leave them out.
+            "MTU" => unless_empty(text, value::mtu).map(|mtu| interface.mtu = mtu),
+            "Table" => unless_empty(text, value::table).map(|table| interface.table = table),
             "SaveConfig" => value::boolean(text).map(|save| interface.save_config = save),
             "Address" => return self.addresses(value),
             "DNS" => return self.dns(value),
@@ -340,7 +342,10 @@ impl Reader {
         for word in words(value) {
             match value::dns(word.text) {
                 Ok(Ok(server)) => self.config.interface.dns.push(server),
-                Ok(Err(domain)) => self.config.interface.dns_search.push(domain),
+                Ok(Err(domain)) => {
+                    self.config.interface.dns_search.push(domain);
+                    self.domain.get_or_insert(word.span());
+                }
                 Err(wrong) => self.wrong("DNS", word, wrong),
             }
         }
@@ -503,6 +508,23 @@ impl Reader {
             pre_up,
             ..
         } = &self.config.interface;
+        let errors = self
+            .diagnostics
+            .iter()
+            .any(|d| d.severity == Severity::Error);
+        if let Some(domain) = &self.domain
+            && self.config.interface.dns.is_empty()
+            && !errors
+        {
+            self.diagnostics.push(
+                Diagnostic::warning(
+                    domain.clone(),
+                    "DNS: there are domains to search, but no name server",
+                    "ignored",
+                )
+                .help("give the address of a name server too"),
+            );
+        }
         let own = private_key.as_ref().map(|key| key.public_key());
         if let Some(span) = own.and_then(|own| self.names.get(&own)) {
             self.diagnostics.push(
@@ -516,10 +538,6 @@ impl Reader {
         }
         // A hook may set the key: `PostUp = wg set %i private-key …` keeps it out of the file.
         let hooks = !post_up.is_empty() || !pre_up.is_empty();
-        let errors = self
-            .diagnostics
-            .iter()
-            .any(|d| d.severity == Severity::Error);
         if let Some(header) = &self.interface_header
             && !self.private_key_given
             && !hooks
@@ -580,6 +598,14 @@ fn nearest(word: &str, words: impl Iterator<Item = &'static &'static str>) -> Op
     let near = words.copied().map(|other| (distance(other), other)).min()?;
     let limit = (word.chars().count() / 3).max(1);
     (near.0 <= limit).then_some(near.1)
+}
+
+/// A value that may also be left empty.
+fn unless_empty<T>(
+    text: &str,
+    parse: impl FnOnce(&str) -> Result<T, Wrong>,
+) -> Result<Option<T>, Wrong> {
+    (!text.is_empty()).then(|| parse(text)).transpose()
 }
 
 /// `wg(8)` takes all blanks out of a line.
