@@ -25,6 +25,8 @@ pub(super) struct State {
     pub(super) listen_port: u16,
     /// 0 if off.
     pub(super) fwmark: u32,
+    /// Its UDP port is open: the device is up, and nobody else had the port.
+    pub(super) bound: bool,
     pub(super) peers: Vec<PeerState>,
 }
 
@@ -150,6 +152,10 @@ impl State {
                 }
                 continue;
             }
+            if let Some(path) = line.strip_prefix("adit_datapath=") {
+                state.bound = path != "none";
+                continue;
+            }
             // Keys that are not known are passed over, as wg(8) does.
             if let Ok(setting) = parser.line(line) {
                 state.take(setting);
@@ -208,7 +214,7 @@ mod tests {
         let key = "e84b5a6d2717c1003a13b431570353dbaca9146cf150c5f8575680feba52027a";
         let zero = "0".repeat(64);
         let text = format!(
-            "private_key={key}\nlisten_port=5\nfwmark=7\nadit_tun_reads=3\npublic_key={key}\npreshared_key={key}\n\
+            "private_key={key}\nlisten_port=5\nfwmark=7\nadit_datapath=socket\nadit_tun_reads=3\npublic_key={key}\npreshared_key={key}\n\
              protocol_version=1\nendpoint=192.0.2.1:5\nlast_handshake_time_sec=9\nlast_handshake_time_nsec=1\n\
              tx_bytes=1\nrx_bytes=2\npersistent_keepalive_interval=25\nallowed_ip=10.0.0.0/8\npublic_key={zero}\n\
              preshared_key={zero}\nerrno=0\n\n"
@@ -216,6 +222,7 @@ mod tests {
         let state = State::parse(text.as_bytes()).unwrap();
         assert!(state.private_key.is_some());
         assert_eq!((state.listen_port, state.fwmark), (5, 7));
+        assert!(state.bound);
         let [first, second] = &state.peers[..] else {
             panic!()
         };

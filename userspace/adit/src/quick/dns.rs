@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use super::{installed, run};
+use super::{installed, run, run_aloud};
 use crate::config::Interface;
 
 /// Where Debian's resolvconf orders interfaces.
@@ -19,24 +19,22 @@ pub(super) fn set(interface: &str, config: &Interface) -> Result<()> {
     );
     let name = record(interface);
     let mut command = Command::new("resolvconf");
-    run(command.args(["-a", &name, "-m", "0", "-x"]), &lines(config)).map(drop)
+    run_aloud(command.args(["-a", &name, "-m", "0", "-x"]), &lines(config))
 }
 
 /// Takes the name servers back.
 pub(super) fn unset(interface: &str) -> Result<()> {
     let name = record(interface);
-    run(Command::new("resolvconf").args(["-d", &name, "-f"]), "").map(drop)
+    run_aloud(Command::new("resolvconf").args(["-d", &name, "-f"]), "")
 }
 
 /// The name servers that `resolvconf` has for the tunnel.
 pub(super) fn servers(interface: &str) -> Vec<String> {
     let name = record(interface);
-    let known = run(Command::new("resolvconf").args(["-l", &name]), "")
-        .or_else(|_| {
-            Ok::<_, std::io::Error>(fs::read_to_string(format!(
-                "/etc/resolvconf/run/interface/{name}"
-            ))?)
-        })
+    let known = run(Command::new("resolvconf").args(["-l", &name]), "").ok();
+    // Debian's own resolvconf does not know -l.
+    let known = known
+        .or_else(|| fs::read_to_string(format!("/etc/resolvconf/run/interface/{name}")).ok())
         .unwrap_or_default();
     known
         .lines()

@@ -82,8 +82,7 @@ fn remove(
         }
     }
     attempt("remove the device", tunnel::remove(link));
-    let has_dns = !config.interface.dns.is_empty() || !config.interface.dns_search.is_empty();
-    if has_dns {
+    if !config.interface.dns.is_empty() {
         attempt("take the name servers back", dns::unset(interface));
     }
     attempt("remove the firewall's rules", firewall::remove(interface));

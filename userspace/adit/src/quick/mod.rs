@@ -28,9 +28,9 @@ mod tunnel;
 pub mod up;
 
 use std::io::Write as _;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 /// Says something on standard error; that nobody listens is no reason to stop.
 fn say(line: &str) {
@@ -51,14 +51,34 @@ fn run(command: &mut Command, input: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Runs a program with `input` on its standard input; it must succeed. What it says goes to standard error: a service that
+/// it restarts may keep the other end of a pipe for ever.
+fn run_aloud(command: &mut Command, input: &str) -> Result<()> {
+    let finish = |command: &mut Command| {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()?;
+        feed(&mut child, input);
+        child.wait()
+    };
+    let status = finish(command).with_context(|| format!("cannot run {}", words(command)))?;
+    ensure!(status.success(), "{} failed: {status}", words(command));
+    Ok(())
+}
+
 fn start(command: &mut Command, input: &str) -> std::io::Result<Output> {
     command.stdin(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.stdout(Stdio::piped()).spawn()?;
+    feed(&mut child, input);
+    child.wait_with_output()
+}
+
+fn feed(child: &mut Child, input: &str) {
     if let Some(mut pipe) = child.stdin.take() {
         // A program that does not read its input to the end says by its status whether that is a failure.
         let _ = pipe.write_all(input.as_bytes());
     }
-    child.wait_with_output()
 }
 
 /// A command as a person would type it.

@@ -37,11 +37,10 @@ pub(super) fn text(config: &Config, state: &State, link: &Link) -> Result<Zeroiz
     let addresses: Vec<_> = addresses.into_iter().filter(own).collect();
     let current = netlink::link_by_name(&link.name).context("cannot read the MTU")?;
     let mtu = current.map_or(link.mtu, |link| link.mtu);
-    let has_dns = !config.interface.dns.is_empty() || !config.interface.dns_search.is_empty();
-    let servers = if has_dns {
-        dns::servers(&link.name)
-    } else {
+    let servers = if config.interface.dns.is_empty() {
         Vec::new()
+    } else {
+        dns::servers(&link.name)
     };
     Ok(compose(config, state, &addresses, mtu, &servers))
 }

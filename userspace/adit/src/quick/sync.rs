@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 
 use adit_protocol::PresharedKey;
 use anyhow::Result;
@@ -18,7 +18,7 @@ use crate::config::Config;
 ///
 /// # Errors
 /// What is wrong with the file, which is shown; no such tunnel.
-pub fn run(interface: &str, config: &PathBuf) -> Result<()> {
+pub fn run(interface: &str, config: &Path) -> Result<()> {
     let file = File::read(config)?;
     let config = file.config()?;
     let state = client::get(interface)?;

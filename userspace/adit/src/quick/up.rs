@@ -1,6 +1,7 @@
 //! `adit up`.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use adit_kernel::netlink::{self, InterfaceAddress, Link, MAIN_TABLE};
 use adit_protocol::Prefix;
@@ -13,6 +14,10 @@ use super::resolve::Retries;
 use super::steps::{self, Steps};
 use super::{client, dns, firewall, hooks, policy, resolve, routes, tunnel};
 use crate::config::{Address, Config, Table};
+
+/// How long the daemon may take to see that its device is up.
+const PORT_PATIENCE: Duration = Duration::from_secs(10);
+const PORT_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What the command line says.
 #[derive(Debug)]
@@ -58,6 +63,7 @@ pub fn run(options: &Options) -> Result<()> {
         };
         bring_up.addresses()?;
         bring_up.mtu()?;
+        bring_up.port()?;
         bring_up.dns()?;
         if let Some(table) = table {
             bring_up.routes(table)?;
@@ -86,7 +92,7 @@ fn start(interface: &str, steps: &mut Steps) -> Result<Link> {
 /// Gives the daemon what the file says, and asks what became of it.
 fn configure(interface: &str, config: &Config, retries: Retries, steps: &Steps) -> Result<State> {
     let endpoints = resolve::endpoints(config, retries)?;
-    steps.begin(format_args!("configure {} peers", config.peers.len()))?;
+    steps.begin(format_args!("configure, {} peers", config.peers.len()))?;
     client::set(interface, &Operation::whole(config, &endpoints))?;
     client::get(interface)
 }
@@ -131,9 +137,30 @@ impl BringUp<'_> {
             .with_context(|| format!("MTU: cannot set the interface up with {mtu} bytes"))
     }
 
+    /// The daemon opens its UDP port when it has seen that the device is up, and keeps trying if somebody else has it.
+    /// Whoever brings a tunnel up wants to know.
+    fn port(&self) -> Result<()> {
+        let deadline = Instant::now() + PORT_PATIENCE;
+        loop {
+            let state = client::get(self.interface)?;
+            if state.bound {
+                return Ok(());
+            }
+            // Asked for the port again, it says why it cannot be had.
+            let mut operation = Operation::new(0, 0);
+            operation.listen_port(state.listen_port);
+            client::set(self.interface, &operation)?;
+            ensure!(
+                Instant::now() < deadline,
+                "the daemon does not open its UDP port"
+            );
+            steps::pause(PORT_INTERVAL)?;
+        }
+    }
+
     fn dns(&mut self) -> Result<()> {
         let config = &self.config.interface;
-        if config.dns.is_empty() && config.dns_search.is_empty() {
+        if config.dns.is_empty() {
             return Ok(());
         }
         self.steps.begin("name servers")?;
