@@ -28,7 +28,7 @@ mod lanes;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod wide;
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 mod wycheproof;
 
 use std::fmt;

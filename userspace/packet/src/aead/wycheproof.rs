@@ -1,6 +1,8 @@
 //! Wycheproof's vectors for ChaCha20-Poly1305, with their associated data and nonces of twelve arbitrary bytes, neither
 //! of which WireGuard has: hence below the public interface.
 
+#![allow(clippy::unwrap_used, reason = "helper functions of tests")]
+
 use wycheproof::TestResult;
 use wycheproof::aead::{Test, TestName, TestSet};
 
