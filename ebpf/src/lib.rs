@@ -38,6 +38,9 @@ pub mod maps {
     /// Not pinned: it tells nothing.
     pub const EPOCH: &str = "epoch";
 
+    /// Index 0 → `u64`: grows while messages find no socket in their slot of [`XSKS`]. Not pinned.
+    pub const UNCLAIMED: &str = "unclaimed";
+
     /// All that are pinned, in that order.
     pub const ALL: [&str; 8] = [
         FLOWS, SESSIONS, LISTENERS, DROPS, CONFIG, DEVICES, SOURCES, XSKS,

@@ -4,7 +4,7 @@ use adit_ebpf::{Direction, DropCounters, DropReason, FlowCounters, FlowKey};
 use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST, helpers::bpf_ktime_get_coarse_ns};
 use aya_log_ebpf::{debug, trace};
 
-use crate::maps::{DROPS, FLOWS};
+use crate::maps::{DROPS, FLOWS, UNCLAIMED};
 
 /// Adds `packets` messages of `bytes` in total to a flow, which is created if it is new.
 #[inline(always)]
@@ -74,4 +74,14 @@ pub(crate) fn dropped<C: EbpfContext>(ctx: &C, reason: DropReason, bytes: u32) {
     }
     counters.packets += 1;
     counters.bytes += u64::from(bytes);
+}
+
+/// Notes that a message found no AF_XDP socket in its slot. CPUs may overwrite each other's counts: that it grows is
+/// all that is looked for.
+#[inline(always)]
+pub(crate) fn unclaimed() {
+    if let Some(count) = UNCLAIMED.get_ptr_mut(0) {
+        // SAFETY: the pointer comes from a lookup in this invocation; a value of eight bytes is written in one piece.
+        unsafe { count.write_volatile(count.read_volatile() + 1) };
+    }
 }

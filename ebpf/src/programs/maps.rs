@@ -42,6 +42,9 @@ pub(crate) static CONFIG: Array<Config, 1> = Array::new();
 #[btf_map(name = "epoch")]
 pub(crate) static EPOCH: Array<u64, 1> = Array::new();
 
+#[btf_map(name = "unclaimed")]
+pub(crate) static UNCLAIMED: Array<u64, 1> = Array::new();
+
 #[btf_map(name = "devices")]
 pub(crate) static DEVICES: HashMap<u32, Device, { MAX_DEVICES as usize }> = HashMap::new();
 

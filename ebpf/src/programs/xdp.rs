@@ -381,6 +381,7 @@ fn steer(ctx: &XdpContext, outer: &Outer, available: u64, device: Device) -> u32
         .redirect(device.first_slot + queue, u64::from(XDP_PASS))
         .is_err()
     {
+        count::unclaimed();
         return XDP_PASS;
     }
     let key = FlowKey {

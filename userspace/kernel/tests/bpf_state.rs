@@ -174,9 +174,12 @@ fn without_steering_or_socket_data_goes_up_the_stack() {
         assert_eq!(bench.xdp(&good(80).frame()), PASS);
         assert_eq!(bench.xdp(&dead), DROP);
         bench.steering.add_device(LOOPBACK, 1, 1792).unwrap();
+        assert_eq!(bench.steering.unclaimed().unwrap(), 0);
         assert_eq!(bench.xdp(&good(80).frame()), PASS, "no socket in the slot");
+        assert_eq!(bench.steering.unclaimed().unwrap(), 1);
         bench.steering.add_device(LOOPBACK, 0, 1792).unwrap();
         assert_eq!(bench.xdp(&good(80).frame()), PASS, "no such queue");
+        assert_eq!(bench.steering.unclaimed().unwrap(), 1);
         assert_eq!(
             bench.flows().iter().map(|flow| flow.packets).sum::<u64>(),
             1

@@ -260,9 +260,18 @@ impl Steerer {
                 .filter(|flow| flow.direction == Direction::Ingress);
             Some(ingress.map(|flow| flow.packets).sum())
         };
-        if steered && self.watchdog.is_stalled(received, counted) {
+        let fault = if !steered {
+            self.watchdog.rest();
+            None
+        } else if self.watchdog.is_stalled(received, counted) {
+            Some("packets are steered but do not arrive")
+        } else if self.watchdog.is_unclaimed(programs.steering.unclaimed().ok()) {
+            Some("an AF_XDP socket was taken out of its map")
+        } else {
+            None
+        };
+        if let Some(reason) = fault {
             for device in self.devices.values_mut() {
-                let reason = "packets are steered but do not arrive";
                 device.lose(now, &mut programs.steering, &self.shared, reason);
             }
         }

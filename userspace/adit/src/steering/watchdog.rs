@@ -1,4 +1,4 @@
-//! Notices packets that are steered but never arrive.
+//! Notices packets that are steered but never arrive, and sockets that are gone from the map.
 
 /// Ticks (seconds) without progress before something is done about it.
 const PATIENCE: u32 = 3;
@@ -9,6 +9,8 @@ pub(super) struct Watchdog {
     counted: u64,
     received: u64,
     stalled_ticks: u32,
+    unclaimed: u64,
+    unclaimed_ticks: u32,
 }
 
 impl Watchdog {
@@ -38,6 +40,26 @@ impl Watchdog {
         self.stalled_ticks = 0;
         true
     }
+
+    /// Called once a second with the number that grows while packets find no socket, if it is known.
+    /// True when it has grown in some seconds since the last [`rest`](Self::rest): in one it may,
+    /// for there is a moment between an interface's being added and its sockets'.
+    pub(super) fn is_unclaimed(&mut self, unclaimed: Option<u64>) -> bool {
+        let before = self.unclaimed;
+        self.unclaimed = unclaimed.unwrap_or(before);
+        self.unclaimed_ticks += u32::from(self.unclaimed != before);
+        if self.unclaimed_ticks < PATIENCE {
+            return false;
+        }
+        self.unclaimed_ticks = 0;
+        true
+    }
+
+    /// Nothing is steered: what was seen before says nothing about what comes.
+    pub(super) fn rest(&mut self) {
+        self.stalled_ticks = 0;
+        self.unclaimed_ticks = 0;
+    }
 }
 
 #[cfg(test)]
@@ -60,6 +82,20 @@ mod tests {
         assert_eq!(stalled, [false, false, false, true]);
         // Starts again.
         assert!(!watchdog.is_stalled(90, || Some(94)));
+    }
+
+    #[test]
+    fn packets_without_a_socket_in_several_seconds_are_a_fault() {
+        let mut watchdog = Watchdog::default();
+        let mut seen = |count| watchdog.is_unclaimed(count);
+        assert!(!seen(Some(7)));
+        assert!((0..10).all(|_| !seen(Some(7)) && !seen(None)));
+        assert!(!seen(Some(8)));
+        assert!(seen(Some(9)));
+        assert!(!seen(Some(10)));
+        watchdog.rest();
+        assert!(!watchdog.is_unclaimed(Some(11)));
+        assert!(!watchdog.is_unclaimed(Some(12)));
     }
 
     #[test]

@@ -564,6 +564,17 @@ impl Steering {
         })
     }
 
+    /// A number that grows while data messages go up the stack because their RX queue, though it was added, has no socket:
+    /// there was none yet, or somebody has taken it out of the map.
+    ///
+    /// # Errors
+    /// As `bpf(2)`.
+    pub fn unclaimed(&self) -> Result<u64, MapError> {
+        const MAP: &str = maps::UNCLAIMED;
+        let map: Array<&MapData, u64> = map(&self.ebpf, MAP)?;
+        map.get(&0, 0).map_err(|error| MapError::new(MAP, &error))
+    }
+
     /// Dropped packets by reason.
     ///
     /// # Errors
