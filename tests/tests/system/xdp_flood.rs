@@ -1,26 +1,21 @@
 //! Junk for the tunnel's port from forged sources: dropped in front of the stack, counted by reason, without harm to the
 //! tunnel or to the counters of its flows.
 
-use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use adit_tests::flood::{Flood, Junk, SOURCES};
 use adit_tests::ping::ping_all;
 use adit_tests::transfer::tcp;
-use adit_tests::tunnel::{Family, PORT, Pair};
+use adit_tests::tunnel::{Family, PORT, Pair, WAN};
 use adit_tests::wait::wait_until;
 use adit_tests::{Namespace, uapi};
-use anyhow::{Result, ensure};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
-};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::xdp::{NATIVE, Traffic};
 use crate::xdp_tools::{drops, flows, pinned};
-
-/// Forged senders, in the block that RFC 2544 sets aside for tests of this kind.
-const SOURCES: u16 = 1000;
 
 /// Reasons by their number in the `drops` map.
 const TOO_SHORT: usize = 0;
@@ -29,67 +24,82 @@ const UNKNOWN_TYPE: usize = 2;
 const DEAD_INDEX: usize = 4;
 const RATE_LIMITED: usize = 5;
 
-/// The kinds of junk: what it is, and the reason it is dropped for. Initiations look right until their MAC is looked at,
-/// so they go to the daemon.
-fn junk() -> Vec<(Vec<u8>, Option<usize>)> {
-    let message = |head: &[u8], length: usize| {
-        let mut bytes: Vec<u8> = (0..=255).cycle().take(length).collect();
-        bytes[..head.len()].copy_from_slice(head);
-        bytes
-    };
-    vec![
-        (message(&[0x5a, 0x17], 333), Some(UNKNOWN_TYPE)),
-        // An index that is live once in four thousand million times.
-        (
-            message(&[4, 0, 0, 0, 0xde, 0xad, 0xbe, 0xef], 160),
-            Some(DEAD_INDEX),
-        ),
-        (message(&[4, 0, 0, 0], 31), Some(TOO_SHORT)),
-        (message(&[4, 0, 1, 0], 160), Some(RESERVED)),
-        (message(&[1, 0, 0, 0], 148), None),
-    ]
-}
+/// The kinds of junk that XDP tells by themselves, and the reasons.
+const TOLD: [(Junk, usize); 4] = [
+    (Junk::Random, UNKNOWN_TYPE),
+    (Junk::DeadIndex, DEAD_INDEX),
+    (Junk::Short, TOO_SHORT),
+    (Junk::Reserved, RESERVED),
+];
 
-/// A socket that sends IPv4 packets with headers of our own making.
-struct Forger {
-    socket: OwnedFd,
-    target: Ipv4Addr,
-}
-
-impl Forger {
-    fn new(namespace: &Namespace, target: Ipv4Addr) -> Result<Self> {
-        let socket = namespace.enter(|| {
-            let flags = SockFlag::SOCK_CLOEXEC;
-            socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Raw)
-        })??;
-        Ok(Self { socket, target })
-    }
-
-    /// Sends a datagram to the tunnel's port as if it came from forged source `number`.
-    fn send(&self, number: u16, payload: &[u8]) -> Result<()> {
-        let [high, low] = number.to_be_bytes();
-        let udp_length = u16::try_from(8 + payload.len())?;
-        // The kernel fills in length, identification and checksum of the IP header: raw(7).
-        let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
-        packet.extend([198, 18, high, low]);
-        packet.extend(self.target.octets());
-        packet.extend((1024 + number).to_be_bytes());
-        packet.extend(PORT.to_be_bytes());
-        packet.extend(udp_length.to_be_bytes());
-        // Over IPv4 a UDP checksum of zero means that there is none.
-        packet.extend([0, 0]);
-        packet.extend(payload);
-        let to = SockaddrIn::from(std::net::SocketAddrV4::new(self.target, 0));
-        sendto(self.socket.as_raw_fd(), &packet, &to, MsgFlags::empty())?;
-        Ok(())
-    }
-}
-
-fn forger(pair: &Pair) -> Result<Forger> {
-    let std::net::IpAddr::V4(target) = pair.right.outer(Family::V4) else {
+/// A flood of the right site's port by way of the wire.
+fn flood(pair: &Pair) -> Result<Flood> {
+    let IpAddr::V4(target) = pair.right.outer(Family::V4) else {
         anyhow::bail!("no IPv4 address");
     };
-    Forger::new(&pair.left.namespace, target)
+    let target = SocketAddrV4::new(target, PORT);
+    Flood::new(&pair.left.namespace, &pair.right.namespace, WAN, target)
+}
+
+/// Where a frame of a flood can end.
+#[derive(Debug, Clone)]
+struct Account {
+    /// In XDP, by reason.
+    dropped: Vec<u64>,
+    /// On the wire, for want of room: veth counts that at the sender.
+    lost: u64,
+    /// Initiations in the daemon, whether it had the time to look at them or not.
+    initiations: u64,
+    /// Initiations in front of the daemon's socket, for want of room.
+    not_read: u64,
+}
+
+impl Account {
+    fn of(pair: &Pair) -> Result<Self> {
+        let number = |key| uapi::number(pair.right.interface(), key);
+        Ok(Self {
+            dropped: dropped(pair)?,
+            lost: lost(&pair.left.namespace)?,
+            initiations: number("adit_handshake_messages")?
+                + number("adit_drop_ingress_handshake_queue")?,
+            not_read: receive_buffer_errors(&pair.right.namespace)?,
+        })
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        let dropped = self.dropped.iter().zip(&before.dropped);
+        Self {
+            dropped: dropped.map(|(now, before)| now - before).collect(),
+            lost: self.lost - before.lost,
+            initiations: self.initiations - before.initiations,
+            not_read: self.not_read - before.not_read,
+        }
+    }
+
+    fn total(&self) -> u64 {
+        self.dropped.iter().sum::<u64>() + self.lost + self.initiations + self.not_read
+    }
+}
+
+/// Frames that the wire's end has lost on their way out.
+fn lost(namespace: &Namespace) -> Result<u64> {
+    let text = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/dev"))??;
+    let fields = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(WAN)?.strip_prefix(':'));
+    // Eight columns in, then bytes, packets, errors, drops out.
+    let dropped = fields.and_then(|fields| fields.split_whitespace().nth(11)?.parse().ok());
+    dropped.with_context(|| format!("{WAN}: {text}"))
+}
+
+/// Datagrams for which a socket of this namespace had no room.
+fn receive_buffer_errors(namespace: &Namespace) -> Result<u64> {
+    let text = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = lines.next().zip(lines.next()).context("no UDP counters")?;
+    let mut pairs = names.split_whitespace().zip(values.split_whitespace());
+    let value = pairs.find(|(name, _)| *name == "RcvbufErrors");
+    Ok(value.context("no RcvbufErrors")?.1.parse()?)
 }
 
 /// Packets dropped by reason.
@@ -112,52 +122,39 @@ fn only_real_flows(pair: &Pair) -> Result<()> {
     Ok(())
 }
 
-/// Slowly enough that none is lost on the way, every packet is counted, and for its reason.
+/// As fast as this machine sends: every frame is accounted for, and each kind by its reason.
 #[test]
-fn junk_is_counted_by_reason() -> Result<()> {
+fn every_frame_of_a_flood_is_counted() -> Result<()> {
+    const ROUNDS: u64 = 200;
     let mut pair = NATIVE.steering_pair()?;
     pair.wait_connected()?;
-    let (forger, interface) = (forger(&pair)?, pair.right.interface().to_owned());
-    let handshakes = || uapi::number(&interface, "adit_handshake_messages");
-    let (before, handshakes_before) = (dropped(&pair)?, handshakes()?);
-    let junk = junk();
-    for number in 0..SOURCES {
-        for (datagram, _) in &junk {
-            forger.send(number, datagram)?;
-        }
-        if number % 10 == 0 {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+    let (flood, before) = (flood(&pair)?, Account::of(&pair)?);
+    let rounds = flood.run(&AtomicBool::new(true), ROUNDS)?;
+    ensure!(rounds == ROUNDS, "{rounds}");
+    let of_each = ROUNDS * u64::from(SOURCES);
+    let sent = of_each * Junk::ALL.len() as u64;
+    let now = || Ok::<_, anyhow::Error>(Account::of(&pair)?.since(&before));
+    // The daemon counts after it has looked.
+    let complete = || now().is_ok_and(|account| account.total() == sent);
+    if wait_until("all are accounted for", Duration::from_secs(10), complete).is_err() {
+        anyhow::bail!("{:?} of {sent}", now()?);
     }
-    let expected = |reason| {
-        let kinds = junk.iter().filter(|(_, r)| *r == Some(reason)).count();
-        u64::try_from(kinds).unwrap_or(0) * u64::from(SOURCES)
-    };
-    let counted = || -> Result<Vec<u64>> {
-        let now = dropped(&pair)?;
-        Ok(now
-            .iter()
-            .zip(&before)
-            .map(|(now, before)| now - before)
-            .collect())
-    };
-    let complete = || {
-        counted().is_ok_and(|c| {
-            [TOO_SHORT, RESERVED, UNKNOWN_TYPE, DEAD_INDEX]
-                .iter()
-                .all(|&r| c[r] == expected(r))
-        })
-    };
-    if wait_until("all are counted", Duration::from_secs(10), complete).is_err() {
-        anyhow::bail!("{:?} of {SOURCES} of each kind", counted()?);
+    let account = now()?;
+    for (junk, reason) in TOLD {
+        let counted = account.dropped[reason];
+        // What is missing was lost on the wire.
+        ensure!(
+            (of_each.saturating_sub(account.lost)..=of_each).contains(&counted),
+            "{junk:?}: {account:?} of {of_each}"
+        );
     }
-    // Initiations: those that the daemon got, and those that were above a source's limit.
-    let seen =
-        || Ok::<_, anyhow::Error>(handshakes()? - handshakes_before + counted()?[RATE_LIMITED]);
-    let all_seen = || seen().is_ok_and(|seen| seen >= u64::from(SOURCES));
-    if wait_until("all initiations", Duration::from_secs(10), all_seen).is_err() {
-        anyhow::bail!("{} of {SOURCES} initiations", seen()?);
-    }
+    let others = account.dropped.iter().enumerate().filter(|(reason, _)| {
+        *reason != RATE_LIMITED && TOLD.iter().all(|(_, told)| told != reason)
+    });
+    ensure!(
+        others.map(|(_, count)| count).sum::<u64>() == 0,
+        "{account:?}"
+    );
     only_real_flows(&pair)?;
     ping_all(&pair.left.namespace, pair.right.inner(Family::V4), 10, 1000)?;
     pair.check_running()
@@ -168,40 +165,31 @@ fn junk_is_counted_by_reason() -> Result<()> {
 fn the_tunnel_works_under_a_flood() -> Result<()> {
     let mut pair = NATIVE.steering_pair()?;
     pair.wait_connected()?;
-    let (forger, junk) = (forger(&pair)?, junk());
+    let flood = flood(&pair)?;
     let before = (dropped(&pair)?, Traffic::of(&pair.right)?);
     let running = AtomicBool::new(true);
-    let sent = std::thread::scope(|scope| -> Result<u64> {
-        let flood = scope.spawn(|| {
-            let mut sent = 0;
-            let numbers = (0..SOURCES)
-                .cycle()
-                .take_while(|_| running.load(Ordering::Relaxed));
-            for number in numbers.take(2_000_000) {
-                for (datagram, _) in &junk {
-                    // A full queue is what a flood is about.
-                    sent += u64::from(forger.send(number, datagram).is_ok());
-                }
-            }
-            sent
-        });
+    let rounds = std::thread::scope(|scope| {
+        let flood = scope.spawn(|| flood.run(&running, u64::MAX));
         let (left, right) = (&pair.left, &pair.right);
         let inner = |site: &adit_tests::Site| site.inner(Family::V4);
         let worked = tcp(&left.namespace, &right.namespace, inner(right), 16 << 20)
             .and_then(|()| tcp(&right.namespace, &left.namespace, inner(left), 16 << 20));
         running.store(false, Ordering::Relaxed);
-        let sent = flood.join().unwrap_or(0);
-        worked.map(|()| sent)
+        let rounds = flood.join();
+        worked?;
+        rounds.unwrap_or_else(|_| Ok(0))
     })?;
-    let after = dropped(&pair)?;
-    let counted: Vec<u64> = after
+    let counted: Vec<u64> = dropped(&pair)?
         .iter()
         .zip(&before.0)
         .map(|(after, before)| after - before)
         .collect();
-    ensure!(counted.iter().sum::<u64>() <= sent, "{counted:?} of {sent}");
-    for reason in [TOO_SHORT, RESERVED, UNKNOWN_TYPE, DEAD_INDEX] {
-        ensure!(counted[reason] > 1000, "{counted:?} of {sent}");
+    let of_each = rounds * u64::from(SOURCES);
+    for (junk, reason) in TOLD {
+        ensure!(
+            (1000..=of_each).contains(&counted[reason]),
+            "{junk:?}: {counted:?} of {of_each}"
+        );
     }
     let traffic = Traffic::of(&pair.right)?.since(before.1);
     ensure!(traffic.socket == 0 && traffic.xsk > 1000, "{traffic:?}");
