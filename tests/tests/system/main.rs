@@ -28,6 +28,7 @@ mod xdp;
 mod xdp_counters;
 mod xdp_fallback;
 mod xdp_flood;
+mod xdp_inject;
 mod xdp_not_stolen;
 mod xdp_refused;
 mod xdp_tools;

@@ -18,6 +18,9 @@ use serde_json::Value;
 use crate::xdp::{
     NATIVE, STEERING_LIMIT, Traffic, Wire, connect, receives, receives_by, wait_steering,
 };
+use crate::xdp_inject::mislead;
+#[cfg(target_arch = "x86_64")]
+use crate::xdp_inject::{close_descriptor, xsk_descriptor};
 use crate::xdp_tools::{detach_link, flows, pinned, prefixed, program_on_wire};
 
 /// Warnings and errors in the daemon's log.
@@ -123,6 +126,47 @@ fn a_stream_survives_its_underlay_going_down_and_up() -> Result<()> {
     )
 }
 
+/// The descriptor is closed inside the daemon, as a stray `close` in it would.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_stream_survives_an_af_xdp_socket_closed_behind_its_back() -> Result<()> {
+    stream_survives(
+        &NATIVE,
+        |pair| vec![&pair.left],
+        "its AF_XDP socket failed",
+        |pair| close_descriptor(pair.left.daemon.pid(), xsk_descriptor(&pair.left)?),
+    )
+}
+
+/// Packets are counted and redirected, and never reach the daemon: so it looks from there when a socket or its rings
+/// do not work any more.
+#[test]
+fn a_stream_survives_an_af_xdp_socket_that_gets_nothing() -> Result<()> {
+    let mut misleading = None;
+    stream_survives(
+        &NATIVE,
+        |pair| vec![&pair.left],
+        "packets are steered but do not arrive",
+        |pair| {
+            misleading = Some(mislead(&pair.left)?);
+            Ok(())
+        },
+    )?;
+    ensure!(misleading.is_some(), "nothing was disturbed");
+    Ok(())
+}
+
+/// Somebody empties the socket's slot: nothing is lost, and the daemon puts a socket there again.
+#[test]
+fn a_stream_survives_an_af_xdp_socket_taken_out_of_the_map() -> Result<()> {
+    stream_survives(
+        &NATIVE,
+        |pair| vec![&pair.left],
+        "an AF_XDP socket was taken out of its map",
+        |pair| empty_slot(&pair.left),
+    )
+}
+
 /// The wire is cut, so both ends go, and is laid again under the same names and addresses.
 fn relay_wire(pair: &Pair) -> Result<()> {
     let (left, right) = (&pair.left, &pair.right);
@@ -158,16 +202,22 @@ fn a_stream_survives_a_named_underlay_made_again() -> Result<()> {
     )
 }
 
+/// Takes the AF_XDP socket of queue 0 out of the map.
+fn empty_slot(site: &Site) -> Result<()> {
+    let mut command = Command::new("bpftool");
+    command.args(["map", "delete", "pinned"]);
+    command
+        .arg(pinned(site, "xsks"))
+        .args(["key", "0", "0", "0", "0"]);
+    run(&mut command).map(drop)
+}
+
 /// What comes for a socket that is gone from the map goes to the UDP socket, packet by packet.
 #[test]
 fn packets_without_an_af_xdp_socket_reach_the_udp_socket() -> Result<()> {
     let mut pair = NATIVE.steering_pair()?;
     ping_all(&pair.left.namespace, pair.right.inner(Family::V4), 5, 100)?;
-    let map = pinned(&pair.right, "xsks");
-    run(Command::new("bpftool")
-        .args(["map", "delete", "pinned"])
-        .arg(&map)
-        .args("key 0 0 0 0".split(' ')))?;
+    empty_slot(&pair.right)?;
     receives(&pair.right, (0, 20), || {
         ping_all(&pair.left.namespace, pair.right.inner(Family::V4), 20, 100)
     })?;

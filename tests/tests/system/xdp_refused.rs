@@ -9,13 +9,14 @@ use adit_tests::daemon::Options;
 use adit_tests::ping::{ping_all, wait_reachable};
 use adit_tests::tunnel::{Family, HANDSHAKE_LIMIT, Pair, Site, WAN};
 use adit_tests::wait::wait_until;
+use adit_tests::wg::KeyPair;
 use adit_tests::{Implementation, Namespace, name, uapi};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::xdp::{
     NATIVE, STEERING_LIMIT, Traffic, Wire, connect, receives, receives_by, values, wait_steering,
 };
-use crate::xdp_tools::{pinned, prefixed, program_on_wire};
+use crate::xdp_tools::{flows, pinned, prefixed, program_on};
 
 const SOCKETS: Wire<'_> = Wire {
     environment: &[("ADIT_DATAPATH", "auto")],
@@ -78,18 +79,18 @@ fn pass_all_object() -> Vec<u8> {
 }
 
 /// Puts a program of somebody else's on the wire's end, as `bpftool net attach` does, and returns its number.
-fn attach_foreign(namespace: &Namespace) -> Result<u64> {
+fn attach_foreign(namespace: &Namespace, device: &str) -> Result<u64> {
     let file = tempfile::NamedTempFile::new()?;
     fs::write(file.path(), pass_all_object())?;
     // The pin goes with the mount namespace; the program stays where it is attached.
     let script = format!(
         "mount -t bpf bpf /sys/fs/bpf
          bpftool prog load {} /sys/fs/bpf/pass_all type xdp
-         bpftool net attach xdpdrv pinned /sys/fs/bpf/pass_all dev {WAN}",
+         bpftool net attach xdpdrv pinned /sys/fs/bpf/pass_all dev {device}",
         file.path().display()
     );
     run(namespace.command("sh").args(["-ec", &script]))?;
-    program_on_wire(namespace)?.context("the program is not there")
+    program_on(namespace, device)?.context("the program is not there")
 }
 
 /// Starts a daemon that must fail, in `namespace`.
@@ -146,7 +147,7 @@ fn works_by_sockets(pair: &Pair) -> Result<()> {
 fn a_foreign_program_is_left_alone_and_named() -> Result<()> {
     let (left, right) = (Namespace::new()?, Namespace::new()?);
     connect(&left, &right, 1)?;
-    let foreign = attach_foreign(&right)?;
+    let foreign = attach_foreign(&right, WAN)?;
     let left = Site::start(left, 1, 1420, &SOCKETS.options())?;
     let right = Site::start(right, 2, 1420, &NATIVE.options())?;
     let mut pair = Pair { left, right };
@@ -159,7 +160,7 @@ fn a_foreign_program_is_left_alone_and_named() -> Result<()> {
     })
     .with_context(|| note(&pair.right))?;
     works_by_sockets(&pair)?;
-    let there = program_on_wire(&pair.right.namespace)?;
+    let there = program_on(&pair.right.namespace, WAN)?;
     ensure!(there == Some(foreign), "{there:?}, not {foreign}");
 
     let site = &pair.right;
@@ -181,7 +182,7 @@ fn a_foreign_program_is_left_alone_and_named() -> Result<()> {
 fn a_foreign_program_on_a_named_underlay() -> Result<()> {
     let (left, right) = (Namespace::new()?, Namespace::new()?);
     connect(&left, &right, 1)?;
-    let foreign = attach_foreign(&right)?;
+    let foreign = attach_foreign(&right, WAN)?;
     let demanded = [("ADIT_DATAPATH", "xdp"), ("ADIT_UNDERLAY", WAN)];
     let said = start_fails(&right, &[], &demanded)?.stderr;
     ensure!(
@@ -201,9 +202,45 @@ fn a_foreign_program_on_a_named_underlay() -> Result<()> {
     right.add_peer(&left, "")?;
     let mut pair = Pair { left, right };
     works_by_sockets(&pair)?;
-    let there = program_on_wire(&pair.right.namespace)?;
+    let there = program_on(&pair.right.namespace, WAN)?;
     ensure!(there == Some(foreign), "{there:?}, not {foreign}");
     pair.check_running()
+}
+
+/// On a driver where `auto` takes XDP (a tap's, whose other end nobody has opened), a foreign program decides.
+#[test]
+fn auto_steers_where_no_foreign_program_is() -> Result<()> {
+    const TAP: &str = "over0";
+    let namespace = Namespace::new()?;
+    namespace.ip(&format!(
+        "tuntap add dev {TAP} mode tap
+         link set {TAP} up
+         address add 192.0.2.2/24 dev {TAP}"
+    ))?;
+    let foreign = attach_foreign(&namespace, TAP)?;
+    let site = Site::start(namespace, 2, 1420, &SOCKETS.options())?;
+    site.wg_set(&format!(
+        "peer {} allowed-ips 10.9.0.1/32 endpoint 192.0.2.1:51820",
+        KeyPair::generate()?.public
+    ))?;
+    wait_until("the note names it", STEERING_LIMIT, || {
+        let note = note(&site);
+        note.contains("pass_all") && note.contains(&foreign.to_string())
+    })
+    .with_context(|| note(&site))?;
+    ensure!(receives_by(&site, "socket"), "{}", note(&site));
+    let there = program_on(&site.namespace, TAP)?;
+    ensure!(there == Some(foreign), "{there:?}, not {foreign}");
+
+    site.namespace
+        .run(&format!("bpftool net detach xdpdrv dev {TAP}"))?;
+    // Tried again after up to half a minute.
+    wait_until("daemon steers", STEERING_LIMIT * 3, || {
+        receives_by(&site, "xdp")
+    })?;
+    let state = values(&site, "adit_xdp")?;
+    ensure!(state == [format!("{TAP} native copy 1")], "{state:?}");
+    Ok(())
 }
 
 /// Two tunnels over one interface: the second one leaves the first one's program alone.
@@ -281,6 +318,25 @@ fn without_a_bpf_file_system() -> Result<()> {
     pair.check_running()
 }
 
+/// A kernel that does not tell its types: the programs need only their own.
+#[test]
+fn without_the_types_of_the_kernel() -> Result<()> {
+    let prefix = r#"unshare --mount sh -c 'mount -t tmpfs none /sys/kernel/btf; exec "$@"' adit"#;
+    let (_script, mut pair) = pair_by(prefix, &NATIVE)?;
+    for site in [&pair.left, &pair.right] {
+        let types = format!("/proc/{}/root/sys/kernel/btf", site.daemon.pid());
+        ensure!(fs::read_dir(&types)?.next().is_none(), "{types} is there");
+        wait_steering(site)?;
+    }
+    pair.wait_connected()?;
+    ping_all(&pair.left.namespace, pair.right.inner(Family::V4), 10, 1000)?;
+    let traffic = Traffic::of(&pair.right)?;
+    ensure!(traffic.xsk >= 10 && traffic.socket == 0, "{traffic:?}");
+    let flows = flows(&pinned(&pair.right, "flows"))?;
+    ensure!(flows.len() == 2, "{flows:?}");
+    pair.check_running()
+}
+
 /// macvlan has no native XDP. The right site is a container on one, whose host is on the wire.
 #[test]
 fn a_driver_without_native_xdp() -> Result<()> {
@@ -350,7 +406,7 @@ fn an_underlay_that_does_not_exist() -> Result<()> {
 fn the_foreign_program_passes_packets() -> Result<()> {
     let (left, right) = (Namespace::new()?, Namespace::new()?);
     connect(&left, &right, 1)?;
-    attach_foreign(&right)?;
+    attach_foreign(&right, WAN)?;
     let shown = run(Command::new("ip").args(["-n", right.name(), "-d", "link", "show", WAN]))?;
     ensure!(shown.contains("xdp"), "{shown}");
     ping_all(&left, adit_tests::tunnel::outer(2, Family::V4), 5, 100)

@@ -19,7 +19,12 @@ pub(crate) fn bpftool(namespace: &Namespace, arguments: &str) -> Result<Value> {
 
 /// Number of the XDP program on the wire's end.
 pub(crate) fn program_on_wire(namespace: &Namespace) -> Result<Option<u64>> {
-    let answer = bpftool(namespace, &format!("net show dev {WAN}"))?;
+    program_on(namespace, WAN)
+}
+
+/// Number of the XDP program on an interface.
+pub(crate) fn program_on(namespace: &Namespace, device: &str) -> Result<Option<u64>> {
+    let answer = bpftool(namespace, &format!("net show dev {device}"))?;
     Ok(answer
         .pointer("/0/xdp/0")
         .and_then(|xdp| xdp.get("id")?.as_u64()))
