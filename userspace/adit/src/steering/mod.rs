@@ -265,7 +265,10 @@ impl Steerer {
             None
         } else if self.watchdog.is_stalled(received, counted) {
             Some("packets are steered but do not arrive")
-        } else if self.watchdog.is_unclaimed(programs.steering.unclaimed().ok()) {
+        } else if self
+            .watchdog
+            .is_unclaimed(programs.steering.unclaimed().ok())
+        {
             Some("an AF_XDP socket was taken out of its map")
         } else {
             None
