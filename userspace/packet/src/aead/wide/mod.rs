@@ -12,7 +12,9 @@
 //! vectors are 32 and the key stream need not go through memory.
 //!
 //! The algorithm is written over [`vector::Vector`], so that every test of it runs on any machine, with arrays in the
-//! place of registers (`emulated`); `avx512` is the instructions, one by one. Nothing here branches or indexes by a
+//! place of registers (`emulated`); `avx512` is the instructions, one by one. No processor or emulator with AVX-512 was
+//! at hand: the instructions were compiled and read, never run, and their speed is unknown. Where they exist, the tests
+//! and the self-test at the start run them, and what fails that is not used. Nothing here branches or indexes by a
 //! secret. Keys, one-time keys and key stream kept in variables are wiped; what the compiler spills is beyond reach,
 //! and is overwritten by the next batch.
 
