@@ -13,6 +13,7 @@
 //! | [`ethtool`] | what a network card says about itself |
 //! | [`netns`] | network namespaces |
 //! | [`poll`] | `ppoll(2)` |
+//! | [`epoll`] | `epoll(7)`, for the data threads |
 //! | [`event`] | `eventfd(2)` |
 //! | [`inotify`] | removal of one file |
 //! | [`clock`] | `CLOCK_BOOTTIME`, wall clock |
@@ -22,6 +23,7 @@
 pub mod alloc;
 pub mod bpf;
 pub mod clock;
+pub mod epoll;
 pub mod ethtool;
 pub mod event;
 pub mod inotify;

@@ -93,6 +93,31 @@ pub(crate) fn ppoll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::
     Ok(ready.unsigned_abs() as usize)
 }
 
+pub(crate) fn epoll() -> io::Result<OwnedFd> {
+    // SAFETY: takes an integer.
+    owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })
+}
+
+pub(crate) fn epoll_add(
+    epoll: &OwnedFd,
+    fd: BorrowedFd<'_>,
+    mut event: libc::epoll_event,
+) -> io::Result<()> {
+    let (set, fd) = (epoll.as_raw_fd(), fd.as_raw_fd());
+    // SAFETY: the pointer is to a live event, which the call copies.
+    check(unsafe { libc::epoll_ctl(set, libc::EPOLL_CTL_ADD, fd, &raw mut event) })?;
+    Ok(())
+}
+
+/// Waits without limit.
+pub(crate) fn epoll_wait(epoll: &OwnedFd, events: &mut [libc::epoll_event]) -> io::Result<usize> {
+    let room = c_int::try_from(events.len()).unwrap_or(c_int::MAX);
+    // SAFETY: pointer and count describe the exclusively borrowed slice.
+    let ready =
+        check(unsafe { libc::epoll_wait(epoll.as_raw_fd(), events.as_mut_ptr(), room, -1) })?;
+    Ok(ready.unsigned_abs() as usize)
+}
+
 pub(crate) fn eventfd() -> io::Result<OwnedFd> {
     // SAFETY: takes integers only.
     owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })
