@@ -16,6 +16,10 @@ pub const SLOT_SIZE: usize = 1 << 16;
 /// How often an error left on the socket by an earlier send is read past.
 const PENDING_ERRORS: usize = 2;
 
+/// Messages asked for when the last call brought few: one more than it takes to see that there are
+/// more.
+const FEWEST: usize = 2;
+
 /// Buffers for a batch, made once. Pages of the 64 KiB buffers that no datagram has touched take
 /// no memory.
 pub struct RecvBatch {
@@ -24,7 +28,10 @@ pub struct RecvBatch {
     controls: Box<[ControlBuffer]>,
     vectors: Box<[libc::iovec]>,
     headers: Box<[libc::mmsghdr]>,
+    /// Messages to ask for: preparing room for many costs time when few come.
+    asked: usize,
     received: usize,
+    drained: bool,
 }
 
 // SAFETY: the raw pointers in `vectors` and `headers` point into the other fields, which move
@@ -73,12 +80,15 @@ impl RecvBatch {
             controls: vec![ControlBuffer::EMPTY; slots].into(),
             vectors: vec![vector; slots].into(),
             headers: vec![header; slots].into(),
+            asked: slots.min(FEWEST),
             received: 0,
+            drained: false,
         }
     }
 
     /// Receives what is there, without waiting, over what was received before. Returns the number
-    /// of messages, at least one.
+    /// of messages, at least one. Asks for twice as many as came the last time, so that a busy
+    /// socket fills the whole batch and a quiet one costs little.
     ///
     /// # Errors
     /// `WouldBlock` when there is nothing; otherwise as `recvmmsg(2)`. After any error there are
@@ -88,17 +98,26 @@ impl RecvBatch {
         let mut errors = 0;
         let count = loop {
             self.reset();
-            // SAFETY: `reset` has just pointed every header at an address, a vector, a buffer and
-            // a control buffer of its own inside `self`, with their true lengths.
-            match unsafe { calls::receive_many(socket.as_fd(), &mut self.headers) } {
+            let headers = &mut self.headers[..self.asked];
+            // SAFETY: `reset` has just pointed each of these headers at an address, a vector, a
+            // buffer and a control buffer of its own inside `self`, with their true lengths.
+            match unsafe { calls::receive_many(socket.as_fd(), headers) } {
                 Ok(count) => break count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
                 Err(error) if errors == PENDING_ERRORS => return Err(error),
                 Err(_) => errors += 1,
             }
         };
-        self.received = count.min(self.headers.len());
+        self.received = count.min(self.asked);
+        self.drained = count < self.asked;
+        self.asked = (2 * self.received).clamp(FEWEST.min(self.headers.len()), self.headers.len());
         Ok(self.received)
+    }
+
+    /// Whether the last [`recv`](Self::recv) left nothing behind.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.drained
     }
 
     /// The messages of the last [`recv`](Self::recv), all usable at the same time.
@@ -127,15 +146,16 @@ impl RecvBatch {
         })
     }
 
-    /// Points each header at its buffers. The kernel overwrites lengths and flags with what it
-    /// used, so all of them are set before each call.
+    /// Points each header that is asked for at its buffers. The kernel overwrites lengths and flags
+    /// with what it used, so all of them are set before each call.
     fn reset(&mut self) {
         let size = self.data.len() / self.headers.len();
         let slots = self.data.chunks_exact_mut(size);
         let names = self.addresses.iter_mut().zip(&mut self.controls);
         let buffers = self.vectors.iter_mut().zip(slots);
-        for (header, ((address, control), (vector, data))) in
-            self.headers.iter_mut().zip(names.zip(buffers))
+        for (header, ((address, control), (vector, data))) in self.headers[..self.asked]
+            .iter_mut()
+            .zip(names.zip(buffers))
         {
             vector.iov_base = data.as_mut_ptr().cast();
             vector.iov_len = data.len();
