@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use crate::sys;
 
@@ -54,12 +55,20 @@ impl ReadSet {
         sys::epoll_add(&self.epoll, fd, event)
     }
 
-    /// Waits, without limit, until some are ready; which may be none after a signal.
+    /// Waits until some are ready or `timeout` has passed (`None`: no limit; otherwise in
+    /// milliseconds, rounded up). None may be ready after a signal, too.
     ///
     /// # Errors
     /// As `epoll_wait(2)`. A signal is not an error.
-    pub fn wait(&mut self) -> io::Result<impl Iterator<Item = Ready> + '_> {
-        let count = match sys::epoll_wait(&self.epoll, &mut self.events) {
+    pub fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+    ) -> io::Result<impl Iterator<Item = Ready> + '_> {
+        let timeout = timeout.map_or(-1, |limit| {
+            let milliseconds = limit.as_nanos().div_ceil(1_000_000);
+            i32::try_from(milliseconds).unwrap_or(i32::MAX)
+        });
+        let count = match sys::epoll_wait(&self.epoll, &mut self.events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             result => result?,
         };
@@ -89,7 +98,7 @@ mod tests {
     use crate::event::EventFd;
 
     fn ready(set: &mut ReadSet) -> Vec<Ready> {
-        set.wait().unwrap().collect()
+        set.wait(None).unwrap().collect()
     }
 
     #[test]
@@ -135,6 +144,15 @@ mod tests {
         there.signal();
         drop(gone);
         assert!(ready(&mut set).iter().all(|ready| ready.token == 2));
+    }
+
+    #[test]
+    fn times_out_with_nothing_ready() {
+        let quiet = EventFd::new().unwrap();
+        let mut set = ReadSet::new().unwrap();
+        set.add(quiet.as_fd(), 1).unwrap();
+        let limit = Some(Duration::from_micros(1));
+        assert_eq!(set.wait(limit).unwrap().count(), 0);
     }
 
     #[test]

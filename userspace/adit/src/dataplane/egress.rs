@@ -1,10 +1,11 @@
 //! TUN device → network: read, split, seal, send; run to completion.
 
+use std::io;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use adit_kernel::alloc::allocations_on_this_thread;
-use adit_kernel::poll::{Interest, PollFd, poll};
+use adit_kernel::epoll::ReadSet;
 use adit_packet::ecn;
 use adit_packet::split::Splitter;
 use adit_packet::virtio::VirtioNetHeader;
@@ -18,10 +19,20 @@ use crate::instant;
 /// A super-packet with its offload header.
 const READ_BUFFER: usize = VirtioNetHeader::LEN + 65_536;
 
+/// What the thread waits for.
+const WAKE: u64 = 0;
+const TUN: u64 = 1;
+
+/// After a wake-up for a single packet, that many more are taken to be for a single one, too: it is
+/// sent without a second read, which would only find the device empty. Then one looks again.
+const SINGLES: u32 = 16;
+
 /// The egress thread's state.
 #[derive(Debug)]
 pub(super) struct Egress {
     shared: Arc<Dataplane>,
+    /// Wake-ups to come that are taken to be for one packet.
+    singles: u32,
     /// One segment on its way to a peer's queue of staged packets.
     segment: Box<[u8]>,
     outbound: Outbound,
@@ -30,6 +41,7 @@ pub(super) struct Egress {
 impl Egress {
     pub(super) fn new(shared: Arc<Dataplane>) -> Self {
         Self {
+            singles: 0,
             segment: vec![0; READ_BUFFER].into_boxed_slice(),
             outbound: Outbound::with_path(Path::new(Arc::clone(&shared))),
             shared,
@@ -40,15 +52,26 @@ impl Egress {
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let mut read_buffer = vec![0; READ_BUFFER].into_boxed_slice();
-        let allocations_before = allocations_on_this_thread();
-        while !shared.is_stopping() {
-            let mut sources = [shared.tun.as_fd(), shared.wake_egress.as_fd()]
-                .map(|fd| PollFd::new(fd, Interest::Read));
-            if let Err(error) = poll(&mut sources, self.outbound.retry_after()) {
+        let mut sources = match sources(&shared) {
+            Ok(sources) => sources,
+            Err(error) => {
                 tracing::error!(%error, "cannot wait for the TUN device");
                 return shared.notify(Notice::DeviceGone);
             }
-            let _ = shared.wake_egress.clear();
+        };
+        let allocations_before = allocations_on_this_thread();
+        while !shared.is_stopping() {
+            let woken = sources
+                .wait(self.outbound.retry_after())
+                .map(|mut ready| ready.any(|source| source.token == WAKE));
+            match woken {
+                Ok(true) => _ = shared.wake_egress.clear(),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!(%error, "cannot wait for the TUN device");
+                    return shared.notify(Notice::DeviceGone);
+                }
+            }
             self.outbound.retry();
             if self.drain(&mut read_buffer).is_err() {
                 return shared.notify(Notice::DeviceGone);
@@ -58,24 +81,29 @@ impl Egress {
         }
     }
 
-    /// Reads until the device has nothing more, sending whenever a batch is full.
+    /// Reads until the device has nothing more, or can be taken to have, sending whenever a batch is full.
     fn drain(&mut self, read_buffer: &mut [u8]) -> Result<(), DeviceGone> {
         let shared = Arc::clone(&self.shared);
+        let mut reads = 0;
         loop {
             let now = instant();
             let end = loop {
                 if self.outbound.is_full() {
                     break Round::Full;
                 }
+                if reads == 1 && self.singles > 0 {
+                    break Round::Single;
+                }
                 match shared.tun.read(read_buffer) {
                     Ok(len) => {
+                        reads += 1;
                         shared.counters.egress.tun_reads.add(1);
                         self.packet(now, &read_buffer[..len]);
                     }
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         break Round::Empty;
                     }
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(_) if !shared.tun.attached() => break Round::Gone,
                     // The device is down (EIO); poll says when there is something again.
                     Err(error) => {
@@ -88,7 +116,14 @@ impl Egress {
             match end {
                 Round::Full if shared.is_stopping() => return Ok(()),
                 Round::Full => {}
-                Round::Empty => return Ok(()),
+                Round::Single => {
+                    self.singles -= 1;
+                    return Ok(());
+                }
+                Round::Empty => {
+                    self.singles = if reads == 1 { SINGLES } else { 0 };
+                    return Ok(());
+                }
                 Round::Gone => return Err(DeviceGone),
             }
         }
@@ -194,6 +229,13 @@ impl Egress {
     }
 }
 
+fn sources(shared: &Dataplane) -> io::Result<ReadSet> {
+    let sources = ReadSet::new()?;
+    sources.add(shared.wake_egress.as_fd(), WAKE)?;
+    sources.add(shared.tun.as_fd(), TUN)?;
+    Ok(sources)
+}
+
 /// Seals and sends the packets staged for a peer.
 pub(crate) fn send_staged(
     outbound: &mut Outbound,
@@ -227,6 +269,7 @@ pub(crate) fn send_staged(
 
 enum Round {
     Full,
+    Single,
     Empty,
     Gone,
 }

@@ -109,12 +109,16 @@ pub(crate) fn epoll_add(
     Ok(())
 }
 
-/// Waits without limit.
-pub(crate) fn epoll_wait(epoll: &OwnedFd, events: &mut [libc::epoll_event]) -> io::Result<usize> {
+/// Waits for `timeout` milliseconds; without limit if it is negative.
+pub(crate) fn epoll_wait(
+    epoll: &OwnedFd,
+    events: &mut [libc::epoll_event],
+    timeout: c_int,
+) -> io::Result<usize> {
     let room = c_int::try_from(events.len()).unwrap_or(c_int::MAX);
+    let (set, events) = (epoll.as_raw_fd(), events.as_mut_ptr());
     // SAFETY: pointer and count describe the exclusively borrowed slice.
-    let ready =
-        check(unsafe { libc::epoll_wait(epoll.as_raw_fd(), events.as_mut_ptr(), room, -1) })?;
+    let ready = check(unsafe { libc::epoll_wait(set, events, room, timeout) })?;
     Ok(ready.unsigned_abs() as usize)
 }
 
