@@ -12,7 +12,7 @@ use crate::cargo;
 use crate::stage::{run, say};
 
 /// Programs that are used, and the Debian packages they are in.
-const PROGRAMS: [(&str, &str); 14] = [
+const PROGRAMS: [(&str, &str); 15] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("ping", "iputils-ping"),
@@ -27,6 +27,7 @@ const PROGRAMS: [(&str, &str); 14] = [
     ("unshare", "util-linux"),
     ("ethtool", "ethtool"),
     ("bpftool", "bpftool"),
+    ("valgrind", "valgrind"),
 ];
 
 /// A program from crates.io, built into the target directory.

@@ -31,13 +31,14 @@ enum Stage {
     Dependencies,
     Ebpf,
     Unit,
+    Instructions,
     Build,
     Demo,
     System,
 }
 
 impl Stage {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Setup,
         Self::Format,
         Self::Dependencies,
@@ -46,6 +47,7 @@ impl Stage {
         Self::Ebpf,
         Self::Build,
         Self::Unit,
+        Self::Instructions,
         Self::Demo,
         Self::System,
     ];
@@ -59,6 +61,7 @@ impl Stage {
             Self::Dependencies => "licences, sources and duplicates of dependencies",
             Self::Ebpf => "eBPF object against its source",
             Self::Unit => "unit tests",
+            Self::Instructions => "instructions of the hot path",
             Self::Build => "release build",
             Self::Demo => "demonstration",
             Self::System => "system tests",
@@ -89,6 +92,13 @@ impl Stage {
                 "--exclude",
                 "adit-tests",
                 "--no-fail-fast",
+            ])?),
+            Self::Instructions => run(&mut cargo(&[
+                "bench",
+                "--package",
+                "adit-packet",
+                "--bench",
+                "instructions",
             ])?),
             Self::Build => adit_path().map(drop),
             Self::Demo => demo::run(&demo::Options::short()),
@@ -127,7 +137,10 @@ fn system_tests(options: &Options) -> Result<Command> {
 /// Names the stages that failed.
 pub(crate) fn run_stages(options: &Options) -> Result<()> {
     let wanted = |stage: &Stage| {
-        let slow = matches!(stage, Stage::Dependencies | Stage::Ebpf | Stage::Demo);
+        let slow = matches!(
+            stage,
+            Stage::Dependencies | Stage::Ebpf | Stage::Instructions | Stage::Demo
+        );
         if options.only.is_empty() {
             !(options.quick && slow)
         } else {
