@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use adit_tests::daemon::Options;
+use adit_tests::daemon::{Options, hide_logs};
 use adit_tests::flood::{Flood, Junk, SOURCES};
 use adit_tests::iperf::{Amount, Run};
 use adit_tests::tunnel::{Family, PORT, Pair, PairOptions, WAN};
@@ -34,6 +34,7 @@ fn main() -> Result<()> {
         .filter_map(|word| word.parse().ok());
     let seconds = numbers.next().unwrap_or(4);
     let rounds = numbers.next().unwrap_or(3);
+    hide_logs();
     println!("path    port    tunnel Gbit/s   flood frames/s");
     for path in ["xdp", "socket"] {
         let pair = pair(path)?;
@@ -68,7 +69,9 @@ fn median(mut samples: Vec<f64>) -> f64 {
 /// Two sites whose daemons receive by `path`.
 fn pair(path: &str) -> Result<Pair> {
     let options = Options {
-        environment: [("ADIT_DATAPATH".to_owned(), path.to_owned())].into(),
+        environment: [("ADIT_DATAPATH", path), ("LOG_LEVEL", "error")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
         ..Options::default()
     };
     let pair = Pair::connected(&PairOptions {
