@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 mod ageing;
+mod documents;
+mod guide;
 mod hostile_network;
 mod hostile_tun;
 mod inside;
