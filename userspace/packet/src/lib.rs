@@ -9,6 +9,8 @@
 //!
 //! Bytes come from peers and from local processes and are never trusted: every function here answers nonsense with
 //! an error or a verdict, never with a panic.
+//!
+//! `examples/super_packet.rs` splits a super-packet and puts it together again.
 #![deny(unsafe_code)]
 
 pub mod aead;

@@ -62,6 +62,8 @@
 //! assert_eq!(arrived.as_deref(), Some(&packet[..]));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! `examples/tunnel.rs` does the same with a wire that loses a datagram and a clock that moves.
 #![forbid(unsafe_code)]
 
 mod allowed_ips;
