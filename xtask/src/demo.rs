@@ -33,7 +33,7 @@ impl Options {
 /// What is needed cannot be installed, or a step fails.
 pub(crate) fn run(options: &Options) -> Result<()> {
     // Everything that was made is a guard; a signal only makes the waits end, and the guards do the rest.
-    ctrlc::try_set_handler(interrupt).context("cannot handle Ctrl-C")?;
+    ctrlc::set_handler(interrupt).context("cannot handle Ctrl-C")?;
     setup::install()?;
     hide_logs();
     say("Building the daemon (the first time takes a few minutes) …");

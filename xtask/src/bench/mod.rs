@@ -92,7 +92,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return report(&read(file)?, &output);
     }
     // Everything that is made is a guard; a signal only makes the waits end, and the guards do the rest.
-    ctrlc::try_set_handler(|| {
+    ctrlc::set_handler(|| {
         INTERRUPTED.store(true, Ordering::Relaxed);
         interrupt();
     })
