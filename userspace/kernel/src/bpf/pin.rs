@@ -196,12 +196,18 @@ fn living_owner(directory: &Path) -> Option<u32> {
     (started(config.owner_pid) == Some(config.owner_started)).then_some(config.owner_pid)
 }
 
-/// When a process was started, in clock ticks after boot: field 22 of `/proc/PID/stat`.
+/// When a running process was started, in clock ticks after boot: field 22 of `/proc/PID/stat`.
+/// `None` also for one that has ended and that its parent has not asked about yet.
 pub(super) fn started(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the name in parentheses, which may hold anything.
     let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = rest.split_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
 fn open(directory: &Path, name: &str) -> Result<MapData, PinError> {
@@ -320,5 +326,21 @@ mod tests {
         assert!(started(std::process::id()).is_some());
         assert_eq!(started(std::process::id()), started(std::process::id()));
         assert_eq!(started(u32::MAX), None);
+    }
+
+    #[test]
+    fn a_process_that_has_ended_owns_nothing() {
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        assert!(started(child.id()).is_some());
+        drop(child.stdin.take());
+        // It stays a zombie until `wait`.
+        while started(child.id()).is_some() {
+            std::thread::yield_now();
+        }
+        assert!(Path::new(&format!("/proc/{}", child.id())).exists());
+        child.wait().unwrap();
     }
 }
