@@ -35,26 +35,23 @@ impl Control {
         for (reason, count) in handshakes {
             let _ = writeln!(answer, "adit_drop_handshake_{reason}={count}");
         }
-        // What is unset is left out: with thousands of peers, reading the answer is what takes time.
         for peer in self.device.peers() {
             hex_line(answer, "public_key", peer.public_key.as_bytes());
-            if let Some(key) = peer.preshared_key {
-                hex_line(answer, "preshared_key", key.as_bytes());
+            match peer.preshared_key {
+                Some(key) => hex_line(answer, "preshared_key", key.as_bytes()),
+                None => hex_line(answer, "preshared_key", &[0; 32]),
             }
             answer.push_str("protocol_version=1\n");
             if let Some(endpoint) = peer.endpoint {
                 let _ = writeln!(answer, "endpoint={}", endpoint.address);
             }
-            if let Some(handshake) = peer.last_handshake {
-                let (seconds, nanoseconds) = (handshake.as_secs(), handshake.subsec_nanos());
-                let _ = writeln!(answer, "last_handshake_time_sec={seconds}");
-                let _ = writeln!(answer, "last_handshake_time_nsec={nanoseconds}");
-            }
+            let handshake = peer.last_handshake.unwrap_or_default();
+            let (seconds, nanoseconds) = (handshake.as_secs(), handshake.subsec_nanos());
+            let _ = writeln!(answer, "last_handshake_time_sec={seconds}");
+            let _ = writeln!(answer, "last_handshake_time_nsec={nanoseconds}");
             let _ = writeln!(answer, "tx_bytes={}", peer.tx_bytes);
             let _ = writeln!(answer, "rx_bytes={}", peer.rx_bytes);
-            if peer.keepalive != 0 {
-                let _ = writeln!(answer, "persistent_keepalive_interval={}", peer.keepalive);
-            }
+            let _ = writeln!(answer, "persistent_keepalive_interval={}", peer.keepalive);
             for prefix in peer.allowed_ips {
                 let _ = writeln!(
                     answer,
