@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use adit_kernel::alloc::allocations_on_this_thread;
-use adit_kernel::epoll::ReadSet;
+use adit_kernel::poll::{Interest, PollFd, poll};
 use adit_kernel::udp::{Received, RecvBatch, UdpSocket, UdpSockets};
 use adit_kernel::xsk::Receiver;
 use adit_packet::aead::{Record, TAG_LEN, open_batch};
@@ -38,84 +38,15 @@ pub(super) struct Ingress {
     writer: TunWriter,
 }
 
-/// What the thread receives from, and waits for.
-#[derive(Debug)]
-struct Sources {
-    sockets: Option<Arc<UdpSockets>>,
-    receivers: ArrayVec<Box<Receiver>, RECEIVERS>,
-    set: ReadSet,
-}
-
-/// Tokens in the set: the control thread, the two UDP sockets, then the AF_XDP sockets.
-const WAKE: u64 = 0;
-const UDP: u64 = 1;
-const XSK: u64 = 3;
-
-/// Which sources have something.
-#[derive(Clone, Copy, Debug, Default)]
+/// Which of the things waited for have something.
+#[derive(Debug, Default)]
 struct Ready {
     /// The control thread has changed sockets or receivers.
     changes: bool,
-    /// IPv4 and IPv6, as the sockets iterate.
-    udp: [bool; 2],
     /// One bit for each receiver.
     failed: u128,
-}
-
-impl Sources {
-    fn new(shared: &Dataplane) -> io::Result<Self> {
-        let mut sources = Self {
-            sockets: None,
-            receivers: ArrayVec::new(),
-            set: ReadSet::new()?,
-        };
-        sources.renew(shared)?;
-        Ok(sources)
-    }
-
-    /// Takes over what the control thread has changed.
-    fn renew(&mut self, shared: &Dataplane) -> io::Result<()> {
-        self.sockets = shared.sockets.load_full();
-        change(&mut self.receivers, shared.take_receiver_changes());
-        self.rebuild(shared)
-    }
-
-    fn rebuild(&mut self, shared: &Dataplane) -> io::Result<()> {
-        self.set = ReadSet::new()?;
-        self.set.add(shared.wake_ingress.as_fd(), WAKE)?;
-        let sockets = self.sockets.iter().flat_map(|sockets| sockets.iter());
-        for (token, socket) in (UDP..).zip(sockets) {
-            self.set.add(socket.as_fd(), token)?;
-        }
-        for (token, receiver) in (XSK..).zip(&self.receivers) {
-            self.set.add(receiver.as_fd(), token)?;
-        }
-        Ok(())
-    }
-
-    /// Blocks until there is something to receive, or the control thread has something new for us.
-    fn wait(&mut self) -> io::Result<Ready> {
-        let mut ready = Ready::default();
-        for source in self.set.wait(None)? {
-            match source.token {
-                WAKE => ready.changes = true,
-                token @ UDP..XSK => ready.udp[usize::from(token != UDP)] = true,
-                token => ready.failed |= u128::from(source.failed) << (token - XSK),
-            }
-        }
-        Ok(ready)
-    }
-
-    /// Closes the receivers that failed.
-    fn remove_failed(&mut self, shared: &Dataplane, failed: u128) -> io::Result<()> {
-        for position in (0..self.receivers.len()).rev() {
-            if failed & 1 << position != 0 {
-                let ifindex = self.receivers.remove(position).options().ifindex;
-                shared.notify(Notice::ReceiverFailed { ifindex });
-            }
-        }
-        self.rebuild(shared)
-    }
+    /// IPv4 and IPv6, as the sockets iterate.
+    udp: ArrayVec<bool, 2>,
 }
 
 impl Ingress {
@@ -127,38 +58,66 @@ impl Ingress {
     /// Works until the data plane is stopped or the device is gone.
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        if let Err(error) = self.receive() {
-            tracing::error!(%error, "cannot wait for the UDP sockets");
-            shared.notify(Notice::DeviceGone);
-        } else if self.writer.is_device_gone() {
-            shared.notify(Notice::DeviceGone);
-        }
-    }
-
-    fn receive(&mut self) -> io::Result<()> {
-        let shared = Arc::clone(&self.shared);
         let mut batch = RecvBatch::new(MESSAGES);
-        let mut sources = Sources::new(&shared)?;
+        let mut receivers: ArrayVec<Box<Receiver>, RECEIVERS> = ArrayVec::new();
         let allocations_before = allocations_on_this_thread();
-        while !shared.is_stopping() && !self.writer.is_device_gone() {
-            let ready = sources.wait()?;
-            for receiver in &mut sources.receivers {
+        while !shared.is_stopping() {
+            let sockets = shared.sockets.load_full();
+            let ready = match self.wait(sockets.as_deref(), &receivers) {
+                Ok(ready) => ready,
+                Err(error) => {
+                    tracing::error!(%error, "cannot wait for the UDP sockets");
+                    return shared.notify(Notice::DeviceGone);
+                }
+            };
+            for receiver in &mut receivers {
                 self.drain_receiver(receiver);
             }
-            let sockets = sources.sockets.iter().flat_map(|sockets| sockets.iter());
+            let sockets = sockets.as_deref().into_iter().flat_map(UdpSockets::iter);
             for (socket, _) in sockets.zip(ready.udp).filter(|(_, ready)| *ready) {
                 self.drain(socket, &mut batch);
             }
-            if ready.failed != 0 {
-                sources.remove_failed(&shared, ready.failed)?;
+            for position in (0..receivers.len()).rev() {
+                if ready.failed & 1 << position == 0 {
+                    continue;
+                }
+                let ifindex = receivers.remove(position).options().ifindex;
+                shared.notify(Notice::ReceiverFailed { ifindex });
             }
-            if ready.changes && shared.wake_ingress.clear() {
-                sources.renew(&shared)?;
+            if ready.changes {
+                change(&mut receivers, shared.take_receiver_changes());
+            }
+            if self.writer.is_device_gone() {
+                return shared.notify(Notice::DeviceGone);
             }
             let allocated = allocations_on_this_thread() - allocations_before;
             shared.counters.ingress.ingress_allocations.set(allocated);
         }
-        Ok(())
+    }
+
+    /// Blocks until a socket is readable or the control thread has something new for us.
+    fn wait(&self, sockets: Option<&UdpSockets>, receivers: &[Box<Receiver>]) -> io::Result<Ready> {
+        let wake = &self.shared.wake_ingress;
+        let mut sources: ArrayVec<PollFd<'_>, { RECEIVERS + 3 }> = ArrayVec::new();
+        sources.push(PollFd::new(wake.as_fd(), Interest::Read));
+        for receiver in receivers {
+            sources.push(PollFd::new(receiver.as_fd(), Interest::Read));
+        }
+        for socket in sockets.into_iter().flat_map(UdpSockets::iter) {
+            sources.push(PollFd::new(socket.as_fd(), Interest::Read));
+        }
+        poll(&mut sources, None)?;
+        let changes = sources[0].readable();
+        let (receivers, sockets) = sources[1..].split_at(receivers.len());
+        let mut failed = 0;
+        for (position, source) in receivers.iter().enumerate() {
+            failed |= u128::from(source.failed()) << position;
+        }
+        Ok(Ready {
+            changes: changes && wake.clear(),
+            failed,
+            udp: sockets.iter().map(PollFd::readable).collect(),
+        })
     }
 
     fn drain(&mut self, socket: &UdpSocket, batch: &mut RecvBatch) {
