@@ -13,7 +13,7 @@
 //! | [`ethtool`] | what a network card says about itself |
 //! | [`netns`] | network namespaces |
 //! | [`poll`] | `ppoll(2)` |
-//! | [`epoll`] | `epoll(7)`, for the data threads |
+//! | [`epoll`] | `epoll(7)`, for the egress thread |
 //! | [`event`] | `eventfd(2)` |
 //! | [`inotify`] | removal of one file |
 //! | [`clock`] | `CLOCK_BOOTTIME`, wall clock |
