@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -361,4 +362,98 @@ fn a_renamed_and_moved_device_is_still_found() {
         assert_eq!(tun.index().unwrap(), index.unwrap().unwrap().index);
     })
     .unwrap();
+}
+
+#[test]
+fn a_device_gets_as_many_queues_as_it_was_made_for() {
+    namespace()
+        .run_in(|| {
+            let options = TunOptions::default();
+            let queues = Tun::create_queues("many0", &options, 4).unwrap();
+            assert_eq!(queues.len(), 4);
+            for queue in &queues {
+                assert!(queue.is_multi_queue());
+                assert_eq!(queue.offloads(), queues[0].offloads());
+            }
+            let one = Tun::create_queues("one0", &options, 1).unwrap();
+            assert!(one.len() == 1 && !one[0].is_multi_queue());
+            // The kernel takes 256.
+            let most = Tun::create_queues("most0", &options, 300).unwrap();
+            assert_eq!(most.len(), 256);
+        })
+        .unwrap();
+}
+
+#[test]
+fn whoever_made_a_persistent_device_decides_how_many_queues_it_takes() {
+    namespace()
+        .run_in(|| {
+            let options = TunOptions::default();
+            ip("tuntap add mode tun name single0 vnet_hdr");
+            let queues = Tun::create_queues("single0", &options, 4).unwrap();
+            assert!(queues.len() == 1 && !queues[0].is_multi_queue());
+            let error = Tun::create_queues("single0", &options, 4).unwrap_err();
+            assert!(matches!(error, TunError::NameTaken { .. }), "{error:?}");
+
+            ip("tuntap add mode tun name many0 vnet_hdr multi_queue");
+            assert_eq!(Tun::create_queues("many0", &options, 3).unwrap().len(), 3);
+            assert_eq!(Tun::create_queues("many0", &options, 1).unwrap().len(), 1);
+
+            ip("link add veth0 type veth peer name veth1");
+            let error = Tun::create_queues("veth0", &options, 4).unwrap_err();
+            assert!(matches!(error, TunError::NameTaken { .. }), "{error:?}");
+        })
+        .unwrap();
+}
+
+/// Sends datagrams from `flows` ports to an address, three rounds; the queues on which each port's were read.
+fn queues_of_flows(queues: &[Tun], to: &str, flows: usize) -> BTreeMap<u16, BTreeSet<usize>> {
+    let any = if to.contains(':') {
+        "[::]:0"
+    } else {
+        "0.0.0.0:0"
+    };
+    let senders: Vec<_> = (0..flows)
+        .map(|_| std::net::UdpSocket::bind(any).unwrap())
+        .collect();
+    for _ in 0..3 {
+        for sender in &senders {
+            sender.send_to(&[1; 100], to).unwrap();
+        }
+    }
+    let ports: BTreeSet<u16> = senders
+        .iter()
+        .map(|sender| sender.local_addr().unwrap().port())
+        .collect();
+    let mut seen: BTreeMap<u16, BTreeSet<usize>> = BTreeMap::new();
+    for (number, queue) in queues.iter().enumerate() {
+        for packet in read_all(queue) {
+            let packet = &packet[VNET_HEADER_LENGTH..];
+            let head = if packet[0] >> 4 == 4 { 20 } else { 40 };
+            let port = u16::from_be_bytes([packet[head], packet[head + 1]]);
+            if ports.contains(&port) {
+                seen.entry(port).or_default().insert(number);
+            }
+        }
+    }
+    seen
+}
+
+#[test]
+fn flows_are_spread_over_the_queues_and_keep_to_theirs() {
+    namespace()
+        .run_in(|| {
+            let queues = Tun::create_queues("adit0", &TunOptions::default(), 4).unwrap();
+            ip("address add 10.9.0.1/24 dev adit0");
+            ip("address add fd09::1/64 dev adit0 nodad");
+            ip("link set adit0 up");
+            for to in ["10.9.0.2:9", "[fd09::2]:9"] {
+                let seen = queues_of_flows(&queues, to, 64);
+                assert_eq!(seen.len(), 64, "{to}");
+                assert!(seen.values().all(|queues| queues.len() == 1), "{seen:?}");
+                let used: BTreeSet<_> = seen.values().flatten().collect();
+                assert_eq!(used.len(), 4, "{seen:?}");
+            }
+        })
+        .unwrap();
 }

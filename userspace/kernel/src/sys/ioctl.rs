@@ -112,6 +112,15 @@ pub(crate) fn tun_set_vnet_header_size(fd: BorrowedFd<'_>, size: usize) -> io::R
     Ok(())
 }
 
+/// `TUNSETSTEERINGEBPF`: the program that chooses the queue for each packet, of all queues of the
+/// device. Linux 4.16.
+pub(crate) fn tun_set_steering(fd: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let program = program.as_raw_fd();
+    // SAFETY: the request reads one `int`.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETSTEERINGEBPF, &raw const program) })?;
+    Ok(())
+}
+
 /// `TUNGETDEVNETNS`: the namespace the device is in now. Linux 5.2, needs `CAP_NET_ADMIN` there.
 pub(crate) fn tun_namespace(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     // SAFETY: the request takes no argument.

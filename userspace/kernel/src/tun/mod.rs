@@ -3,6 +3,7 @@
 mod error;
 mod options;
 mod probe;
+mod steer;
 
 use std::ffi::{c_int, c_uint};
 use std::io::{self, IoSlice};
@@ -54,6 +55,56 @@ impl Tun {
         // A shorter queue still works, so nothing is lost but some packets under load.
         let _ = tun.set_queue_length(options.queue_len);
         Ok(tun)
+    }
+
+    /// As [`create`](Self::create), with `count` queues, each a value of its own. All packets of one
+    /// flow go to the same of them, chosen by addresses and ports. They are fewer
+    /// where the device exists already and was made for one queue, or the kernel gives no more;
+    /// there is always one.
+    ///
+    /// # Errors
+    /// See [`TunError`].
+    pub fn create_queues(
+        name: &str,
+        options: &TunOptions,
+        count: usize,
+    ) -> Result<Vec<Self>, TunError> {
+        let wanted = TunOptions {
+            multi_queue: count > 1,
+            ..*options
+        };
+        let first = Self::create(name, &wanted).or_else(|error| {
+            // Whoever made the device persistent has decided how many queues it takes.
+            let other = TunOptions {
+                multi_queue: !wanted.multi_queue,
+                ..wanted
+            };
+            match &error {
+                TunError::NameTaken { source, .. } if is_errno(source, libc::EINVAL) => {
+                    Self::create(name, &other).map_err(|_| error)
+                }
+                _ => Err(error),
+            }
+        })?;
+        let mut queues = vec![first];
+        while queues.len() < count && queues[0].is_multi_queue() {
+            match queues[0].open_queue() {
+                Ok(queue) => queues.push(queue),
+                Err(_) => break,
+            }
+        }
+        // A device that outlives us keeps the kernel's own way, as does one on a kernel that takes no
+        // program. A flow then follows the queue that its last answer was written to, and may be
+        // reordered when that changes.
+        if queues.len() > 1 && !queues[0].is_persistent() {
+            let _ = steer::by_flow(queues[0].as_fd());
+        }
+        Ok(queues)
+    }
+
+    fn is_persistent(&self) -> bool {
+        let persists = |request: InterfaceRequest| request.flags() & narrow(libc::IFF_PERSIST) != 0;
+        get_interface(self.as_fd()).is_ok_and(persists)
     }
 
     /// Takes over a queue that somebody else attached (`WG_TUN_FD`). Its flags stay as they are,
@@ -164,6 +215,12 @@ impl Tun {
     #[must_use]
     pub fn has_vnet_header(&self) -> bool {
         self.flags & narrow(libc::IFF_VNET_HDR) != 0
+    }
+
+    /// Whether the device takes more than one queue.
+    #[must_use]
+    pub fn is_multi_queue(&self) -> bool {
+        self.flags & narrow(libc::IFF_MULTI_QUEUE) != 0
     }
 
     /// What the kernel may hand over unfinished now.

@@ -5,6 +5,7 @@
 
 mod address;
 mod cmsg;
+mod group;
 mod memory;
 mod receive;
 mod report;
@@ -18,6 +19,7 @@ use std::net::SocketAddr;
 use thiserror::Error;
 
 pub use address::canonical;
+pub use group::UdpGroup;
 pub use receive::{Received, RecvBatch, SLOT_SIZE};
 pub use report::{DropCount, Outcome, SendReport};
 pub use send::{Outgoing, SendBatch};

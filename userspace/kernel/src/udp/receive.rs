@@ -94,6 +94,16 @@ impl RecvBatch {
     /// `WouldBlock` when there is nothing; otherwise as `recvmmsg(2)`. After any error there are
     /// no messages.
     pub fn recv(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+        self.recv_at_most(socket, usize::MAX)
+    }
+
+    /// As [`recv`](Self::recv), but no more than `limit` messages (at least one), for a batch that
+    /// is to be small.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub fn recv_at_most(&mut self, socket: &UdpSocket, limit: usize) -> io::Result<usize> {
+        self.asked = self.asked.min(limit).max(1);
         self.received = 0;
         let mut errors = 0;
         let count = loop {
@@ -118,6 +128,13 @@ impl RecvBatch {
     #[must_use]
     pub fn is_drained(&self) -> bool {
         self.drained
+    }
+
+    /// Bytes in the messages of the last [`recv`](Self::recv).
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let received = self.headers[..self.received].iter();
+        received.map(|header| header.msg_len as usize).sum()
     }
 
     /// The messages of the last [`recv`](Self::recv), all usable at the same time.

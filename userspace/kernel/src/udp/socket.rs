@@ -31,8 +31,25 @@ pub struct UdpSocket {
 }
 
 impl UdpSocket {
-    /// Opens and binds; `port` 0 lets the kernel pick one.
+    /// Opens and binds; `port` 0 lets the kernel pick one. Nobody else has the port then.
     pub(super) fn bind(family: Family, port: u16, options: &UdpOptions) -> io::Result<Self> {
+        Self::open(family, port, options, false)
+    }
+
+    /// Lets [`join`](Self::join) open further sockets on the same port. Only once it is bound: a
+    /// socket that is willing to share from the start would share with any other process of the
+    /// same user, and never learn that the port is in use.
+    pub(super) fn share(&self) -> io::Result<()> {
+        socket::set_option(self.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)
+    }
+
+    /// Opens another socket on the port of one that shares it. The kernel then gives each of them
+    /// the datagrams of some senders, by a hash of addresses and ports.
+    pub(super) fn join(&self, options: &UdpOptions) -> io::Result<Self> {
+        Self::open(self.family, self.port, options, true)
+    }
+
+    fn open(family: Family, port: u16, options: &UdpOptions, join: bool) -> io::Result<Self> {
         let (domain, any) = match family {
             Family::V4 => (libc::AF_INET, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
             Family::V6 => (libc::AF_INET6, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
@@ -66,6 +83,9 @@ impl UdpSocket {
         );
         if options.fwmark != 0 {
             set_mark(&fd, options.fwmark)?;
+        }
+        if join {
+            set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
         }
         // The answer to the setting tells; reading the option back fails before Linux 5.12.
         let gro = options.gro && set(libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();

@@ -1,0 +1,141 @@
+//! Sockets for several threads on one port: `SO_REUSEPORT`, `net/core/sock_reuseport.c`.
+
+use super::{UdpError, UdpOptions, UdpSocket, UdpSockets};
+
+/// One pair of sockets per receiving thread, all on one port.
+///
+/// The kernel chooses among them by a hash of both addresses and ports, so what one peer sends
+/// stays with one of them, and in order. A group of one does not share its port.
+#[derive(Debug)]
+pub struct UdpGroup {
+    first: UdpSockets,
+    others: Box<[UdpSockets]>,
+}
+
+impl UdpGroup {
+    /// Opens `count` pairs, at least one; `port` 0 picks one that is free in both families.
+    ///
+    /// # Errors
+    /// See [`UdpError`]. A port that anybody has, another group included, is in use.
+    pub fn bind(port: u16, options: &UdpOptions, count: usize) -> Result<Self, UdpError> {
+        let first = UdpSockets::bind(port, options)?;
+        let mut others = Vec::new();
+        if count > 1 {
+            let failed = |error| UdpError::new("share a UDP port", error);
+            first
+                .iter()
+                .try_for_each(UdpSocket::share)
+                .map_err(failed)?;
+            let join = |socket: &Option<UdpSocket>| {
+                let joined = socket.as_ref().map(|socket| socket.join(options));
+                joined.transpose().map_err(failed)
+            };
+            for _ in 1..count {
+                others.push(UdpSockets {
+                    v4: join(&first.v4)?,
+                    v6: join(&first.v6)?,
+                });
+            }
+        }
+        Ok(Self {
+            first,
+            others: others.into(),
+        })
+    }
+
+    /// The sockets of thread `index`; those of the first for a thread that has none of its own.
+    #[must_use]
+    pub fn member(&self, index: usize) -> &UdpSockets {
+        let other = index.checked_sub(1).and_then(|at| self.others.get(at));
+        other.unwrap_or(&self.first)
+    }
+
+    /// The port of all.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.first.port()
+    }
+
+    /// Changes the firewall mark of all; 0 removes it.
+    ///
+    /// # Errors
+    /// [`UdpError::Permission`] without `CAP_NET_ADMIN`.
+    pub fn set_fwmark(&self, mark: u32) -> Result<(), UdpError> {
+        self.first.set_fwmark(mark)?;
+        self.others
+            .iter()
+            .try_for_each(|sockets| sockets.set_fwmark(mark))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::net::UdpSocket as StdSocket;
+    use std::os::fd::AsFd as _;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::poll::{Interest, PollFd, poll};
+    use crate::udp::RecvBatch;
+
+    #[test]
+    fn a_port_is_shared_within_a_group_and_with_nobody_else() {
+        let options = UdpOptions::default();
+        for count in [1, 3] {
+            let group = UdpGroup::bind(0, &options, count).unwrap();
+            for index in 0..count {
+                let ports: BTreeSet<u16> =
+                    group.member(index).iter().map(UdpSocket::port).collect();
+                assert!(ports.iter().eq([&group.port()]), "{ports:?}");
+            }
+            for others in [1, 3] {
+                let error = UdpGroup::bind(group.port(), &options, others).unwrap_err();
+                assert!(matches!(error, UdpError::PortInUse { .. }), "{error:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn senders_are_spread_and_each_stays_with_one_member_in_order() {
+        const MEMBERS: usize = 4;
+        const SENDERS: u8 = 64;
+        const EACH: u8 = 5;
+        let group = UdpGroup::bind(0, &UdpOptions::default(), MEMBERS).unwrap();
+        let senders: Vec<StdSocket> = (0..SENDERS)
+            .map(|_| StdSocket::bind("127.0.0.1:0").unwrap())
+            .collect();
+        for number in 0..EACH {
+            for (sender, socket) in (0..SENDERS).zip(&senders) {
+                let to = ("127.0.0.1", group.port());
+                socket.send_to(&[sender, number], to).unwrap();
+            }
+        }
+        let mut batch = RecvBatch::new(16);
+        let mut seen: Vec<Vec<u8>> = vec![Vec::new(); SENDERS.into()];
+        let mut members_used = 0;
+        for index in 0..MEMBERS {
+            let socket = group.member(index).v4.as_ref().unwrap();
+            let mut senders_here = BTreeSet::new();
+            let mut wait = [PollFd::new(socket.as_fd(), Interest::Read)];
+            poll(&mut wait, Some(Duration::from_millis(200))).unwrap();
+            while batch.recv(socket).is_ok() {
+                for message in batch.messages() {
+                    for datagram in message.data.chunks(message.segment_size) {
+                        assert!(seen[usize::from(datagram[0])].len() == usize::from(datagram[1]));
+                        seen[usize::from(datagram[0])].push(datagram[1]);
+                        senders_here.insert(datagram[0]);
+                    }
+                }
+            }
+            members_used += usize::from(!senders_here.is_empty());
+            let complete = |sender: &u8| seen[usize::from(*sender)].len() == usize::from(EACH);
+            assert!(senders_here.iter().all(complete), "split between members");
+        }
+        assert!(members_used >= 2);
+        assert!(
+            seen.iter()
+                .all(|numbers| numbers.len() == usize::from(EACH))
+        );
+    }
+}
