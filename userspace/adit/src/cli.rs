@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
+use crate::dataplane::helper::Helpers;
 use crate::steering::options::Underlay;
 use crate::{daemon, inspect, keys, quick, steering};
 
@@ -148,6 +149,19 @@ struct TunnelArguments {
     /// Receive single datagrams: no UDP_GRO
     #[arg(long, env = "ADIT_NO_GRO", value_parser = FalseyValueParser::new())]
     no_gro: bool,
+    /// Pairs of threads that move packets, with a queue of the TUN device each; by the numbers of
+    /// cores and of receive queues of the network interfaces if not given
+    #[arg(long, env = "ADIT_QUEUES", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    queues: Option<u16>,
+    /// When those threads have others do their cryptography
+    #[arg(
+        long,
+        env = "ADIT_HELPERS",
+        value_enum,
+        default_value_t,
+        value_name = "WHEN"
+    )]
+    helpers: Helpers,
     #[command(flatten)]
     steering: steering::options::Options,
 }
@@ -227,6 +241,8 @@ fn start_tunnel(arguments: TunnelArguments) -> anyhow::Result<()> {
         tun_offload: !arguments.no_tun_offload,
         gso: !arguments.no_gso,
         gro: !arguments.no_gro,
+        queues: arguments.queues.map(usize::from),
+        helpers: arguments.helpers,
         steering: arguments.steering,
     })
 }

@@ -23,7 +23,8 @@ use tokio::task::LocalSet;
 use tracing::level_filters::LevelFilter;
 
 use crate::control::{self, Control, Signals, Sources, Watcher};
-use crate::dataplane::{Dataplane, Threads, transport};
+use crate::dataplane::helper::Helpers;
+use crate::dataplane::{Dataplane, Threads, queues, transport};
 use crate::logging;
 use crate::steering::options::XdpTransmit;
 use crate::steering::{self, Steerer};
@@ -46,6 +47,10 @@ pub struct Options {
     pub gso: bool,
     /// UDP_GRO.
     pub gro: bool,
+    /// Pairs of data threads; the machine decides if not given.
+    pub queues: Option<usize>,
+    /// When data threads have help with the cryptography.
+    pub helpers: Helpers,
     /// AF_XDP and what goes with it.
     pub steering: steering::options::Options,
 }
@@ -122,10 +127,21 @@ fn serve(options: &Options) -> Result<()> {
         offload: options.tun_offload,
         ..TunOptions::default()
     };
-    let tun = match number_from_environment("WG_TUN_FD")? {
-        Some(fd) => Tun::from_fd(fd, &tun_options).context("WG_TUN_FD")?,
-        None => Tun::create(&options.interface, &tun_options)?,
+    let wanted = options.queues.unwrap_or_else(queues::usual);
+    let (tun, further_tuns) = match number_from_environment("WG_TUN_FD")? {
+        Some(fd) => {
+            let tun = Tun::from_fd(fd, &tun_options).context("WG_TUN_FD")?;
+            (tun, Vec::new())
+        }
+        None => {
+            let mut tuns = Tun::create_queues(&options.interface, &tun_options, wanted)?;
+            (tuns.remove(0), tuns)
+        }
     };
+    if 1 + further_tuns.len() < wanted {
+        let queues = 1 + further_tuns.len();
+        tracing::warn!(queues, wanted, "the device has fewer queues than wanted");
+    }
     let interface = tun.name().to_owned();
     let socket = match number_from_environment("WG_UAPI_FD")? {
         Some(fd) => ConfigurationSocket::inherited(fd, &interface),
@@ -144,8 +160,18 @@ fn serve(options: &Options) -> Result<()> {
     let mtu = tun.mtu().context("cannot read the device's MTU")?;
 
     let mut device = Device::new(Box::new(UnwrapErr(SysRng)));
-    let (shared, queues) = Dataplane::new(tun, mtu, device.sessions(), device.routes())
-        .context("cannot set up the data plane")?;
+    let (shared, queues) = Dataplane::new(
+        tun,
+        further_tuns,
+        options.helpers,
+        mtu,
+        device.sessions(),
+        device.routes(),
+    )
+    .context("cannot set up the data plane")?;
+    // Before anything large is freed: from then on the allocator hands out memory that has to be
+    // cleared, and so touched, where until then it maps pages that nobody needs yet.
+    let threads = Threads::start(&shared)?;
     let udp_options = UdpOptions {
         gso: options.gso,
         gro: options.gro,
@@ -158,10 +184,10 @@ fn serve(options: &Options) -> Result<()> {
         udp_options,
         steerer,
     )));
-    let threads = Threads::start(&shared)?;
     tracing::info!(
         interface,
         aead = transport::backend().name(),
+        queues = shared.queues(),
         offloads = ?shared.tun.offloads(),
         "tunnel device ready"
     );

@@ -10,7 +10,7 @@ mod watcher;
 
 use std::sync::Arc;
 
-use adit_kernel::udp::{Outcome, Outgoing, SendBatch, UdpError, UdpOptions, UdpSockets};
+use adit_kernel::udp::{Outcome, Outgoing, SendBatch, UdpError, UdpGroup, UdpOptions};
 use adit_kernel::{clock, netlink};
 use adit_protocol::{Device, Endpoint, Now, Output, PeerId};
 use tokio::sync::Notify;
@@ -113,7 +113,7 @@ impl Control {
             fwmark: self.mark,
             ..self.options
         };
-        let sockets = UdpSockets::bind(port, &options)?;
+        let sockets = UdpGroup::bind(port, &options, self.shared.queues())?;
         self.port = sockets.port();
         self.shared.replace_sockets(Some(Arc::new(sockets)));
         self.underlay_changed = true;
@@ -278,9 +278,15 @@ impl Control {
         let sockets = self.shared.sockets.load();
         let Some(socket) = sockets
             .as_ref()
-            .and_then(|sockets| sockets.for_address(&to.address))
+            .and_then(|sockets| sockets.member(0).for_address(&to.address))
         else {
-            return self.shared.counters.egress.drop_egress_no_socket.add(1);
+            return self
+                .shared
+                .counters
+                .of(0)
+                .egress
+                .drop_egress_no_socket
+                .add(1);
         };
         let mut messages = [Outgoing {
             to: to.address,
@@ -293,7 +299,12 @@ impl Control {
         self.sender.send(socket, &mut messages);
         match messages[0].outcome {
             Outcome::Dropped { errno, .. } => {
-                self.shared.counters.egress.drop_egress_send_error.add(1);
+                self.shared
+                    .counters
+                    .of(0)
+                    .egress
+                    .drop_egress_send_error
+                    .add(1);
                 tracing::debug!(errno, "handshake message not sent");
             }
             Outcome::SentAfterForgettingSource => {
@@ -324,7 +335,7 @@ impl Control {
             &link,
             &session,
             &self.shared,
-            sockets.as_deref(),
+            (0, sockets.as_deref()),
             now,
         );
     }

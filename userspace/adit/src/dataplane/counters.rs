@@ -1,9 +1,12 @@
-//! What the data threads count. Each group is written by one thread and read by anybody.
+//! What the data threads count. Each group is written by one thread, but for rare things that the
+//! control thread adds to the first queue's, and read by anybody.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use adit_kernel::udp::SendReport;
+
+use super::helper::Report;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -46,6 +49,11 @@ macro_rules! counters {
             pub fn values(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name.get()),)*].into_iter()
             }
+
+            /// Adds to each counter the one of `other`.
+            pub fn absorb(&self, other: &Self) {
+                $(self.$name.add(other.$name.get());)*
+            }
         }
     };
 }
@@ -75,6 +83,12 @@ counters! {
         udp_sources_forgotten,
         /// Waits for room in the socket's buffer or the device's queue.
         udp_send_waits,
+        /// Batches that a helper thread sealed.
+        egress_helper_batches,
+        /// Batches given to a helper that had not begun when the thread needed them.
+        egress_helper_takeovers,
+        /// Times a sleeping helper was woken.
+        egress_helper_wakes,
         /// Heap allocations of this thread since its start-up was over.
         egress_allocations,
         /// Dropped: not IPv4 or IPv6, or lengths that contradict each other.
@@ -115,6 +129,12 @@ counters! {
         tun_written_packets,
         /// Handshake messages passed on to the control thread.
         handshake_messages,
+        /// Batches that a helper thread opened.
+        ingress_helper_batches,
+        /// Batches given to a helper that had not begun when the thread needed them.
+        ingress_helper_takeovers,
+        /// Times a sleeping helper was woken.
+        ingress_helper_wakes,
         /// Heap allocations of this thread since its start-up was over.
         ingress_allocations,
         /// Dropped: datagrams of length zero.
@@ -145,6 +165,13 @@ counters! {
 }
 
 impl Egress {
+    /// Notes what became of the batches that a helper was offered.
+    pub(super) fn note_help(&self, report: Report) {
+        self.egress_helper_batches.set(report.helped);
+        self.egress_helper_takeovers.set(report.takeovers);
+        self.egress_helper_wakes.set(report.wakes);
+    }
+
     /// Adds what one call of [`SendBatch::send`](adit_kernel::udp::SendBatch::send) reports, but
     /// for its drops.
     pub fn count_sends(&self, report: &SendReport) {
@@ -159,24 +186,76 @@ impl Egress {
     }
 }
 
-/// All counters of one tunnel device.
+impl Ingress {
+    /// Notes what became of the batches that a helper was offered.
+    pub(super) fn note_help(&self, report: Report) {
+        self.ingress_helper_batches.set(report.helped);
+        self.ingress_helper_takeovers.set(report.takeovers);
+        self.ingress_helper_wakes.set(report.wakes);
+    }
+}
+
+/// What the threads of one queue count.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub struct Queue {
     /// Egress thread.
     pub egress: Egress,
     /// Ingress thread.
     pub ingress: Ingress,
 }
 
+/// All counters of one tunnel device.
+#[derive(Debug)]
+pub struct Counters {
+    queues: Box<[Queue]>,
+}
+
 impl Counters {
-    /// Appends one `adit_NAME=VALUE` line each; wg(8) skips keys it does not know.
+    /// Zeroes for so many queues, at least one.
+    pub fn new(queues: usize) -> Self {
+        Self {
+            queues: (0..queues.max(1)).map(|_| Queue::default()).collect(),
+        }
+    }
+
+    /// Those of one queue's threads.
+    ///
+    /// # Panics
+    /// If there are fewer queues.
+    pub fn of(&self, queue: usize) -> &Queue {
+        &self.queues[queue]
+    }
+
+    /// The sums over all queues by now.
+    pub fn sum(&self) -> Queue {
+        let sum = Queue::default();
+        for queue in &self.queues {
+            sum.egress.absorb(&queue.egress);
+            sum.ingress.absorb(&queue.ingress);
+        }
+        sum
+    }
+
+    /// Appends one `adit_NAME=VALUE` line each, summed over the queues; wg(8) skips keys it does
+    /// not know.
     pub fn describe(&self, answer: &mut String) {
-        let allocations =
-            self.egress.egress_allocations.get() + self.ingress.ingress_allocations.get();
+        // Writing to a String cannot fail.
+        let _ = writeln!(answer, "adit_queues={}", self.queues.len());
+        let Queue { egress, ingress } = self.sum();
+        let allocations = egress.egress_allocations.get() + ingress.ingress_allocations.get();
         let _ = writeln!(answer, "adit_data_thread_allocations={allocations}");
-        for (name, value) in self.egress.values().chain(self.ingress.values()) {
-            // Writing to a String cannot fail.
+        for (name, value) in egress.values().chain(ingress.values()) {
             let _ = writeln!(answer, "adit_{name}={value}");
+        }
+        if self.queues.len() > 1 {
+            for (number, queue) in self.queues.iter().enumerate() {
+                let sent =
+                    queue.egress.udp_sent_datagrams.get() + queue.egress.xsk_sent_datagrams.get();
+                let received = queue.ingress.udp_received_datagrams.get()
+                    + queue.ingress.xsk_received_datagrams.get();
+                let _ = writeln!(answer, "adit_queue_{number}_sent_datagrams={sent}");
+                let _ = writeln!(answer, "adit_queue_{number}_received_datagrams={received}");
+            }
         }
     }
 }
@@ -186,14 +265,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_counter_is_described_by_name() {
-        let counters = Counters::default();
-        counters.egress.tun_reads.add(2);
-        counters.ingress.drop_ingress_ecn.add_len(3);
+    fn every_counter_is_described_by_name_and_summed() {
+        let counters = Counters::new(2);
+        counters.of(0).egress.tun_reads.add(2);
+        counters.of(1).egress.tun_reads.add(3);
+        counters.of(1).egress.udp_sent_datagrams.add(7);
+        counters.of(1).ingress.drop_ingress_ecn.add_len(3);
         let mut text = String::new();
         counters.describe(&mut text);
-        assert!(text.contains("adit_tun_reads=2\n"));
-        assert!(text.contains("adit_drop_ingress_ecn=3\n"));
+        for line in [
+            "adit_queues=2",
+            "adit_tun_reads=5",
+            "adit_drop_ingress_ecn=3",
+            "adit_queue_0_sent_datagrams=0",
+            "adit_queue_1_sent_datagrams=7",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
         assert!(text.lines().all(|line| line.starts_with("adit_")));
     }
 }

@@ -6,13 +6,16 @@ use std::sync::Arc;
 
 use adit_kernel::alloc::allocations_on_this_thread;
 use adit_kernel::epoll::ReadSet;
+use adit_kernel::udp::UdpGroup;
 use adit_packet::ecn;
 use adit_packet::split::Splitter;
 use adit_packet::virtio::VirtioNetHeader;
 use adit_protocol::{InnerPacket, Instant};
 
+use super::batch::Batch;
+use super::helper::Pipeline;
 use super::outbound::Outbound;
-use super::transmit::Path;
+use super::transmit::{self, Path};
 use super::{Dataplane, Notice, PeerLink, Session};
 use crate::instant;
 
@@ -31,59 +34,86 @@ const SINGLES: u32 = 16;
 #[derive(Debug)]
 pub(super) struct Egress {
     shared: Arc<Dataplane>,
+    queue: usize,
     /// Wake-ups to come that are taken to be for one packet.
     singles: u32,
     /// One segment on its way to a peer's queue of staged packets.
     segment: Box<[u8]>,
     outbound: Outbound,
+    /// Where batches go to be sealed by a helper, if there is one.
+    pipeline: Option<Pipeline<Batch>>,
 }
 
 impl Egress {
-    pub(super) fn new(shared: Arc<Dataplane>) -> Self {
-        Self {
+    /// The state of one queue's thread, and its helper.
+    ///
+    /// # Errors
+    /// When the system gives no more threads.
+    pub(super) fn new(shared: Arc<Dataplane>, queue: usize) -> anyhow::Result<Self> {
+        let name = format!("seal-{queue}");
+        let pipeline = Pipeline::start(shared.helpers, &name, || Box::new(Batch::new()))?;
+        let outbound = if queue == transmit::QUEUE {
+            Outbound::with_path(Path::new(Arc::clone(&shared)))
+        } else {
+            Outbound::new()
+        };
+        Ok(Self {
+            shared,
+            queue,
             singles: 0,
             segment: vec![0; READ_BUFFER].into_boxed_slice(),
-            outbound: Outbound::with_path(Path::new(Arc::clone(&shared))),
-            shared,
-        }
+            outbound,
+            pipeline,
+        })
     }
 
     /// Works until the data plane is stopped or the device is gone.
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let mut read_buffer = vec![0; READ_BUFFER].into_boxed_slice();
-        let mut sources = match sources(&shared) {
+        let mut sources = match sources(&shared, self.queue) {
             Ok(sources) => sources,
             Err(error) => {
                 tracing::error!(%error, "cannot wait for the TUN device");
                 return shared.notify(Notice::DeviceGone);
             }
         };
+        let inbox = &shared.inboxes[self.queue];
+        let counters = &shared.counters.of(self.queue).egress;
         let allocations_before = allocations_on_this_thread();
         while !shared.is_stopping() {
+            let waiting_since = self.pipeline.is_some().then(instant);
             let woken = sources
                 .wait(self.outbound.retry_after())
                 .map(|mut ready| ready.any(|source| source.token == WAKE));
             match woken {
-                Ok(true) => _ = shared.wake_egress.clear(),
+                Ok(true) => _ = inbox.wake_egress.clear(),
                 Ok(false) => {}
                 Err(error) => {
                     tracing::error!(%error, "cannot wait for the TUN device");
                     return shared.notify(Notice::DeviceGone);
                 }
             }
+            if let (Some(pipeline), Some(since)) = (&mut self.pipeline, waiting_since) {
+                pipeline.slept(instant().as_nanos().saturating_sub(since.as_nanos()));
+            }
             self.outbound.retry();
             if self.drain(&mut read_buffer).is_err() {
                 return shared.notify(Notice::DeviceGone);
             }
             let allocated = allocations_on_this_thread() - allocations_before;
-            shared.counters.egress.egress_allocations.set(allocated);
+            counters.egress_allocations.set(allocated);
+            if let Some(pipeline) = &self.pipeline {
+                counters.note_help(pipeline.report());
+            }
         }
     }
 
     /// Reads until the device has nothing more, or can be taken to have, sending whenever a batch is full.
     fn drain(&mut self, read_buffer: &mut [u8]) -> Result<(), DeviceGone> {
         let shared = Arc::clone(&self.shared);
+        let tun = shared.tun_queue(self.queue);
+        let counters = &shared.counters.of(self.queue).egress;
         let mut reads = 0;
         loop {
             let now = instant();
@@ -94,17 +124,17 @@ impl Egress {
                 if reads == 1 && self.singles > 0 {
                     break Round::Single;
                 }
-                match shared.tun.read(read_buffer) {
+                match tun.read(read_buffer) {
                     Ok(len) => {
                         reads += 1;
-                        shared.counters.egress.tun_reads.add(1);
+                        counters.tun_reads.add(1);
                         self.packet(now, &read_buffer[..len]);
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         break Round::Empty;
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(_) if !shared.tun.attached() => break Round::Gone,
+                    Err(_) if !tun.attached() => break Round::Gone,
                     // The device is down (EIO); poll says when there is something again.
                     Err(error) => {
                         tracing::trace!(%error, "TUN read");
@@ -112,7 +142,11 @@ impl Egress {
                     }
                 }
             };
-            self.flush(now);
+            let full = matches!(end, Round::Full);
+            self.flush(now, full);
+            if !full {
+                self.finish(now);
+            }
             match end {
                 Round::Full if shared.is_stopping() => return Ok(()),
                 Round::Full => {}
@@ -129,20 +163,60 @@ impl Egress {
         }
     }
 
-    fn flush(&mut self, now: Instant) {
+    /// Sends the batch, or lets a helper seal it to be sent later. `full` says that there is more to
+    /// come.
+    fn flush(&mut self, now: Instant, full: bool) {
+        let shared = Arc::clone(&self.shared);
+        let sockets = shared.sockets.load();
+        let sockets = sockets.as_ref().map(|group| group.member(self.queue));
+        let counters = &shared.counters.of(self.queue).egress;
+        let attend = |link: &PeerLink| shared.notify(Notice::Attend(link.id()));
+        if self.outbound.is_empty() {
+            return;
+        }
+        let wanted = |pipeline: &mut Pipeline<_>| pipeline.wants(full);
+        let wanted = self.pipeline.as_mut().is_some_and(wanted);
+        let Some(pipeline) = self.pipeline.as_mut().filter(|_| wanted) else {
+            self.finish(now);
+            return self.outbound.flush(now, sockets, counters, attend);
+        };
+        let batch = self.outbound.batch();
+        batch.reserve(counters);
+        pipeline.offer(batch);
+        while let Some(mut batch) = match pipeline.finished() {
+            None if pipeline.is_full() => pipeline.finish(),
+            finished => finished,
+        } {
+            self.outbound
+                .send(&mut batch, now, sockets, counters, attend);
+            pipeline.give_back(batch);
+        }
+    }
+
+    /// Sends what a helper has or should have sealed. To be called before anything newer is sent in
+    /// another way.
+    fn finish(&mut self, now: Instant) {
+        let Some(pipeline) = self.pipeline.as_mut().filter(|it| !it.is_empty()) else {
+            return;
+        };
         let shared = &self.shared;
         let sockets = shared.sockets.load();
-        self.outbound
-            .flush(now, sockets.as_deref(), &shared.counters.egress, |link| {
-                shared.notify(Notice::Attend(link.id()));
-            });
+        let sockets = sockets.as_ref().map(|group| group.member(self.queue));
+        let counters = &shared.counters.of(self.queue).egress;
+        while let Some(mut batch) = pipeline.finish() {
+            self.outbound
+                .send(&mut batch, now, sockets, counters, |link| {
+                    shared.notify(Notice::Attend(link.id()));
+                });
+            pipeline.give_back(batch);
+        }
     }
 
     /// Puts what one read returned into the batch, or into the queue of a peer that has no
     /// session yet.
     fn packet(&mut self, now: Instant, read: &[u8]) {
         let shared = Arc::clone(&self.shared);
-        let counters = &shared.counters.egress;
+        let counters = &shared.counters.of(self.queue).egress;
         let (header, packet) = if shared.tun.has_vnet_header() {
             let Some((header, packet)) = read.split_first_chunk() else {
                 return counters.drop_egress_malformed.add(1);
@@ -205,10 +279,10 @@ impl Egress {
             if !pushed {
                 if self.outbound.is_empty() {
                     // Longer than any datagram can be.
-                    self.shared.counters.egress.drop_egress_malformed.add(1);
-                    return;
+                    let counters = &self.shared.counters.of(self.queue).egress;
+                    return counters.drop_egress_malformed.add(1);
                 }
-                self.flush(now);
+                self.flush(now, true);
             }
         }
     }
@@ -216,38 +290,40 @@ impl Egress {
     /// Sends the packets that waited for a session. The lock is held until they are sent, so that
     /// the control thread, doing the same, cannot let newer packets overtake older ones.
     fn staged(&mut self, now: Instant, link: &PeerLink, session: &Arc<Session>) {
-        let shared = Arc::clone(&self.shared);
-        let sockets = shared.sockets.load();
+        self.finish(now);
+        let sockets = self.shared.sockets.load();
         send_staged(
             &mut self.outbound,
             link,
             session,
-            &shared,
-            sockets.as_deref(),
+            &self.shared,
+            (self.queue, sockets.as_deref()),
             now,
         );
     }
 }
 
-fn sources(shared: &Dataplane) -> io::Result<ReadSet> {
+fn sources(shared: &Dataplane, queue: usize) -> io::Result<ReadSet> {
     let sources = ReadSet::new()?;
-    sources.add(shared.wake_egress.as_fd(), WAKE)?;
-    sources.add(shared.tun.as_fd(), TUN)?;
+    sources.add(shared.inboxes[queue].wake_egress.as_fd(), WAKE)?;
+    sources.add(shared.tun_queue(queue).as_fd(), TUN)?;
     Ok(sources)
 }
 
-/// Seals and sends the packets staged for a peer.
+/// Seals and sends the packets staged for a peer, by the sockets of one queue.
 pub(crate) fn send_staged(
     outbound: &mut Outbound,
     link: &PeerLink,
     session: &Arc<Session>,
     shared: &Dataplane,
-    sockets: Option<&adit_kernel::udp::UdpSockets>,
+    (queue, sockets): (usize, Option<&UdpGroup>),
     now: Instant,
 ) {
     let mtu = shared.mtu();
+    let sockets = sockets.map(|group| group.member(queue));
+    let counters = &shared.counters.of(queue).egress;
     let flush = |outbound: &mut Outbound| {
-        outbound.flush(now, sockets, &shared.counters.egress, |link| {
+        outbound.flush(now, sockets, counters, |link| {
             shared.notify(Notice::Attend(link.id()));
         });
     };

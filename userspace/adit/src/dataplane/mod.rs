@@ -11,11 +11,18 @@
 //! ```
 //! The data threads never wait for the control thread: they read snapshots (routes, sessions,
 //! sockets, next hops) that it swaps, and leave notices that it finds.
+//!
+//! With several *queues* there is a pair of such threads for each, with a queue of the TUN device
+//! and a pair of UDP sockets of its own. The kernel keeps the packets of one flow on one of them.
 
+mod batch;
 pub mod counters;
 mod egress;
+pub mod helper;
 mod ingress;
+mod opening;
 pub mod outbound;
+pub mod queues;
 pub mod transmit;
 pub mod transport;
 mod tun_writer;
@@ -27,7 +34,7 @@ use std::thread::{self, JoinHandle};
 
 use adit_kernel::event::EventFd;
 use adit_kernel::tun::Tun;
-use adit_kernel::udp::UdpSockets;
+use adit_kernel::udp::UdpGroup;
 use adit_kernel::xsk::Receiver;
 use adit_packet::coalesce::Offloads;
 use adit_protocol::{Endpoint, PeerId};
@@ -39,6 +46,7 @@ use tokio::sync::mpsc;
 pub(crate) use egress::send_staged;
 
 use self::counters::Counters;
+use self::helper::Helpers;
 use self::transmit::TransmitterChange;
 use self::transport::TransportKey;
 
@@ -92,7 +100,7 @@ pub enum Notice {
     },
 }
 
-/// What the control thread changes about the ingress thread's AF_XDP sockets.
+/// What the control thread changes about the ingress threads' AF_XDP sockets.
 #[derive(Debug)]
 pub enum ReceiverChange {
     /// Receive from this one, too.
@@ -123,54 +131,94 @@ struct GroRefused {
 /// What the data threads and the control thread share.
 #[derive(Debug)]
 pub struct Dataplane {
-    /// The TUN device.
+    /// The TUN device, by its first queue.
     pub tun: Tun,
+    further_tuns: Box<[Tun]>,
     /// What the data threads count.
     pub counters: Counters,
     /// The UDP sockets; none while the interface is down.
-    pub sockets: ArcSwapOption<UdpSockets>,
+    pub sockets: ArcSwapOption<UdpGroup>,
     /// Allowed-ips.
     pub routes: ArcSwap<Routes>,
     /// Sending by AF_XDP.
     pub transmit: transmit::Shared,
     sessions: Arc<SessionTable>,
     mtu: AtomicU32,
-    receiver_changes: Mutex<Vec<ReceiverChange>>,
     gro_refused: GroRefused,
     notices: mpsc::UnboundedSender<Notice>,
     handshakes: mpsc::Sender<HandshakeMessage>,
-    wake_egress: EventFd,
-    wake_ingress: EventFd,
+    inboxes: Box<[Inbox]>,
+    helpers: Helpers,
     stopping: AtomicBool,
 }
 
+/// How the control thread reaches the threads of one queue.
+#[derive(Debug)]
+struct Inbox {
+    wake_egress: EventFd,
+    wake_ingress: EventFd,
+    receiver_changes: Mutex<Vec<ReceiverChange>>,
+}
+
+impl Inbox {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            wake_egress: EventFd::new()?,
+            wake_ingress: EventFd::new()?,
+            receiver_changes: Mutex::default(),
+        })
+    }
+
+    fn change_receivers(&self, change: ReceiverChange) {
+        self.receiver_changes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(change);
+        self.wake_ingress.signal();
+    }
+
+    fn take_receiver_changes(&self) -> Vec<ReceiverChange> {
+        std::mem::take(
+            &mut *self
+                .receiver_changes
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+}
+
 impl Dataplane {
-    /// Shared state for a device whose threads are not running yet.
+    /// Shared state for a device whose threads are not running yet: one pair of threads for each
+    /// of the device's queues, `tun` and `further_tuns`.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
     pub fn new(
         tun: Tun,
+        further_tuns: Vec<Tun>,
+        helpers: Helpers,
         mtu: u32,
         sessions: Arc<SessionTable>,
         routes: Arc<Routes>,
     ) -> io::Result<(Arc<Self>, Queues)> {
         let (notices, notices_out) = mpsc::unbounded_channel();
         let (handshakes, handshakes_out) = mpsc::channel(HANDSHAKE_QUEUE);
+        let queues = 1 + further_tuns.len();
+        let inboxes: io::Result<Box<[Inbox]>> = (0..queues).map(|_| Inbox::new()).collect();
         let shared = Self {
             tun,
-            counters: Counters::default(),
+            further_tuns: further_tuns.into(),
+            counters: Counters::new(queues),
             sockets: ArcSwapOption::empty(),
             routes: ArcSwap::new(routes),
             transmit: transmit::Shared::default(),
             sessions,
             mtu: AtomicU32::new(mtu),
-            receiver_changes: Mutex::default(),
             gro_refused: GroRefused::default(),
             notices,
             handshakes,
-            wake_egress: EventFd::new()?,
-            wake_ingress: EventFd::new()?,
+            inboxes: inboxes?,
+            helpers,
             stopping: AtomicBool::new(false),
         };
         let queues = Queues {
@@ -190,34 +238,48 @@ impl Dataplane {
         self.mtu.store(mtu, Ordering::Relaxed);
     }
 
+    /// How many pairs of data threads there are.
+    pub fn queues(&self) -> usize {
+        self.inboxes.len()
+    }
+
+    /// A queue of the TUN device.
+    fn tun_queue(&self, queue: usize) -> &Tun {
+        let further = queue
+            .checked_sub(1)
+            .and_then(|at| self.further_tuns.get(at));
+        further.unwrap_or(&self.tun)
+    }
+
     /// Puts other sockets in the place of the current ones.
-    pub fn replace_sockets(&self, sockets: Option<Arc<UdpSockets>>) {
+    pub fn replace_sockets(&self, sockets: Option<Arc<UdpGroup>>) {
         self.sockets.store(sockets);
-        self.wake_ingress.signal();
+        for inbox in &self.inboxes {
+            inbox.wake_ingress.signal();
+        }
     }
 
-    /// Gives the ingress thread an AF_XDP socket, or takes some away.
+    /// Gives an ingress thread an AF_XDP socket, or takes some away from all of them. RX queues go
+    /// to the threads in turn, so that one thread has all that comes in by a queue.
     pub fn change_receivers(&self, change: ReceiverChange) {
-        self.receiver_changes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(change);
-        self.wake_ingress.signal();
+        match change {
+            ReceiverChange::Add(receiver) => {
+                let queue = receiver.options().queue as usize % self.queues();
+                self.inboxes[queue].change_receivers(ReceiverChange::Add(receiver));
+            }
+            ReceiverChange::Remove { ifindex } => {
+                for inbox in &self.inboxes {
+                    inbox.change_receivers(ReceiverChange::Remove { ifindex });
+                }
+            }
+        }
     }
 
-    /// Gives the egress thread an AF_XDP socket, or takes one away.
+    /// Gives the first egress thread an AF_XDP socket, or takes one away. The others send by their
+    /// UDP sockets: a socket is for one thread, and is bound to one of the device's queues.
     pub fn change_transmitters(&self, change: TransmitterChange) {
         self.transmit.change(change);
-        self.wake_egress.signal();
-    }
-
-    fn take_receiver_changes(&self) -> Vec<ReceiverChange> {
-        std::mem::take(
-            &mut *self
-                .receiver_changes
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
+        self.inboxes[0].wake_egress.signal();
     }
 
     /// Finds out whether this kernel takes coalesced packets from us, which some do not (6.6.44,
@@ -280,33 +342,46 @@ impl Threads {
     /// # Errors
     /// When the system gives no more threads.
     pub fn start(shared: &Arc<Dataplane>) -> anyhow::Result<Self> {
-        let egress = egress::Egress::new(Arc::clone(shared));
-        let ingress = ingress::Ingress::new(Arc::clone(shared));
         let mut started = Self {
             shared: Arc::clone(shared),
             threads: Vec::new(),
         };
-        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
-            thread::Builder::new()
-                .name(name.to_owned())
-                .spawn(work)
-                .with_context(|| format!("cannot start the {name} thread"))
-        };
-        started
-            .threads
-            .push(spawn("egress", Box::new(|| egress.run()))?);
-        started
-            .threads
-            .push(spawn("ingress", Box::new(|| ingress.run()))?);
+        for queue in 0..shared.queues() {
+            let egress = egress::Egress::new(Arc::clone(shared), queue)?;
+            started.spawn("egress", queue, || egress.run())?;
+            let ingress = ingress::Ingress::new(Arc::clone(shared), queue)?;
+            started.spawn("ingress", queue, || ingress.run())?;
+        }
         Ok(started)
+    }
+
+    /// The threads of further queues have its number in their name.
+    fn spawn(
+        &mut self,
+        direction: &str,
+        queue: usize,
+        work: impl FnOnce() + Send + 'static,
+    ) -> anyhow::Result<()> {
+        let name = match queue {
+            0 => direction.to_owned(),
+            _ => format!("{direction}-{queue}"),
+        };
+        let thread = thread::Builder::new()
+            .name(name.clone())
+            .spawn(work)
+            .with_context(|| format!("cannot start the {name} thread"))?;
+        self.threads.push(thread);
+        Ok(())
     }
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::Release);
-        self.shared.wake_egress.signal();
-        self.shared.wake_ingress.signal();
+        for inbox in &self.shared.inboxes {
+            inbox.wake_egress.signal();
+            inbox.wake_ingress.signal();
+        }
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }

@@ -1,67 +1,30 @@
-//! From inner packets to sealed datagrams on their way: one buffer, one batch, one system call.
-//!
-//! ```text
-//!  buffer  ┌────────┬─────────────┬─────┬────────┬─────────────┬─────┬──┄
-//!          │ header │ packet, pad │ tag │ header │ packet, pad │ tag │
-//!          └────────┴─────────────┴─────┴────────┴─────────────┴─────┴──┄
-//!          └───────── segment size ─────┘
-//!          └───────────────────────── train ───────────────────────────┄
-//! ```
-//! A *train* is what one `UDP_SEGMENT` message can carry: datagrams of one session, equally long
-//! but for a shorter last one. Packets are split straight into their place in a train, sealed
-//! there, and sent from there: by AF_XDP where that is to be had, or by the UDP socket.
+//! From inner packets to sealed datagrams on their way: one batch, one system call. It goes by AF_XDP
+//! where that is to be had, or by the UDP socket.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use adit_kernel::udp::{Outcome, Outgoing, SendBatch, UdpSockets};
-use adit_packet::aead::{Record, TAG_LEN, seal_batch};
-use adit_protocol::message::{DATA_HEADER_LEN, DataHeader};
-use adit_protocol::{Instant, padded_len};
+use adit_protocol::Instant;
 use arrayvec::ArrayVec;
 
+use super::batch::{Batch, TRAINS};
 use super::counters::Egress as Counters;
 use super::transmit::Path;
 use super::{PeerLink, Session};
 
-/// Bytes after which a batch is sent: one super-packet from the TUN device.
-const FULL: usize = 64 << 10;
-/// A batch that is not full yet takes another super-packet of segments with 48 bytes added to
-/// each, or one packet of the largest MTU.
-const BUFFER: usize = FULL + (80 << 10);
-/// Enough for a batch of small packets to different peers.
-const TRAINS: usize = 128;
-/// Datagrams sealed at once; bounds the stack that their descriptions take.
-const RECORDS: usize = 128;
-
-/// Datagrams that one message can carry.
-#[derive(Debug)]
-struct Train {
-    session: Arc<Session>,
-    start: usize,
-    end: usize,
-    segment_size: usize,
-    ecn: u8,
-    /// Packets that are not keepalives.
-    data_packets: usize,
-    /// The last datagram is shorter: nothing may follow.
-    closed: bool,
-}
-
-impl Train {
-    fn datagrams(&self) -> usize {
-        (self.end - self.start).div_ceil(self.segment_size)
-    }
-}
-
 /// A batch being filled, and what it takes to send it.
 #[derive(Debug)]
 pub struct Outbound {
-    buffer: Box<[u8]>,
-    used: usize,
-    trains: ArrayVec<Train, TRAINS>,
-    sender: SendBatch,
+    batch: Box<Batch>,
+    sender: Sender,
+}
+
+/// What it takes to send a batch.
+#[derive(Debug)]
+struct Sender {
+    socket: SendBatch,
     /// The way past the UDP socket.
     path: Option<Path>,
 }
@@ -70,42 +33,46 @@ impl Outbound {
     /// An empty batch; all memory it will ever need is allocated here.
     pub fn new() -> Self {
         Self {
-            buffer: vec![0; BUFFER].into_boxed_slice(),
-            used: 0,
-            trains: ArrayVec::new(),
-            sender: SendBatch::new(),
-            path: None,
+            batch: Box::new(Batch::new()),
+            sender: Sender {
+                socket: SendBatch::new(),
+                path: None,
+            },
         }
     }
 
     /// An empty batch that is sent by AF_XDP as far as that is possible.
     pub fn with_path(path: Path) -> Self {
-        Self {
-            path: Some(path),
-            ..Self::new()
-        }
+        let mut outbound = Self::new();
+        outbound.sender.path = Some(path);
+        outbound
     }
 
     /// When to call [`retry`](Self::retry) at the latest, if packets wait for their device.
     pub fn retry_after(&self) -> Option<Duration> {
-        self.path.as_ref()?.retry_after()
+        self.sender.path.as_ref()?.retry_after()
     }
 
     /// Takes over changes to the AF_XDP sockets, and sends what waits for them.
     pub fn retry(&mut self) {
-        if let Some(path) = &mut self.path {
+        if let Some(path) = &mut self.sender.path {
             path.retry();
         }
     }
 
     /// Whether it is time to send.
     pub fn is_full(&self) -> bool {
-        self.used >= FULL || self.trains.is_full()
+        self.batch.is_full()
     }
 
     /// Whether there is nothing to send.
     pub fn is_empty(&self) -> bool {
-        self.trains.is_empty()
+        self.batch.is_empty()
+    }
+
+    /// The batch being filled, for somebody to seal it, whom another is given in its place.
+    pub(super) fn batch(&mut self) -> &mut Box<Batch> {
+        &mut self.batch
     }
 
     /// Adds one inner packet of `len` bytes, which `write` puts into the slice it is given; an
@@ -118,42 +85,7 @@ impl Outbound {
         ecn: u8,
         write: impl FnOnce(&mut [u8]),
     ) -> bool {
-        let padded = padded_len(len, mtu);
-        let size = DATA_HEADER_LEN + padded + TAG_LEN;
-        if self.buffer.len() - self.used < size {
-            return false;
-        }
-        let joins = self.trains.last().is_some_and(|train| {
-            !train.closed
-                && size <= train.segment_size
-                && train.ecn == ecn
-                && Arc::ptr_eq(&train.session, session)
-        });
-        if !joins && self.trains.is_full() {
-            return false;
-        }
-        let slot = &mut self.buffer[self.used..][..size];
-        let (packet, padding) = slot[DATA_HEADER_LEN..][..padded].split_at_mut(len);
-        write(packet);
-        padding.fill(0);
-        if !joins {
-            self.trains.push(Train {
-                session: Arc::clone(session),
-                start: self.used,
-                end: self.used,
-                segment_size: size,
-                ecn,
-                data_packets: 0,
-                closed: false,
-            });
-        }
-        self.used += size;
-        if let Some(train) = self.trains.last_mut() {
-            train.end = self.used;
-            train.closed = size < train.segment_size;
-            train.data_packets += usize::from(len > 0);
-        }
-        true
+        self.batch.push(session, len, mtu, ecn, write)
     }
 
     /// Seals and sends the batch. `attend` is called for each peer that the control thread has to
@@ -163,54 +95,86 @@ impl Outbound {
         now: Instant,
         sockets: Option<&UdpSockets>,
         counters: &Counters,
+        attend: impl FnMut(&PeerLink),
+    ) {
+        self.batch.reserve(counters);
+        self.batch.seal();
+        self.sender
+            .send(&mut self.batch, now, sockets, counters, attend);
+    }
+
+    /// Sends and empties a batch that was sealed elsewhere.
+    pub(super) fn send(
+        &mut self,
+        batch: &mut Batch,
+        now: Instant,
+        sockets: Option<&UdpSockets>,
+        counters: &Counters,
+        attend: impl FnMut(&PeerLink),
+    ) {
+        self.sender.send(batch, now, sockets, counters, attend);
+    }
+}
+
+impl Default for Outbound {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Sender {
+    /// Sends and empties a batch.
+    fn send(
+        &mut self,
+        batch: &mut Batch,
+        now: Instant,
+        sockets: Option<&UdpSockets>,
+        counters: &Counters,
         mut attend: impl FnMut(&PeerLink),
     ) {
-        if self.trains.is_empty() {
+        if batch.is_empty() {
             return;
-        }
-        for train in &mut self.trains {
-            seal(train, &mut self.buffer, counters);
         }
         let mut sent = [0u64; TRAINS];
         if let Some(sockets) = sockets {
-            self.send_past(sockets.port(), &mut sent);
+            self.send_past(batch, sockets.port(), &mut sent);
         }
         for family in [Family::V4, Family::V6] {
-            self.send_family(family, sockets, counters, &mut sent);
+            self.send_family(batch, family, sockets, counters, &mut sent);
         }
-        for (train, bytes) in self.trains.iter().zip(sent) {
+        for (train, bytes) in batch.trains().iter().zip(sent) {
             let link = train.session.peer();
             if link.sent(now, &train.session, train.data_packets as u64, bytes) {
                 attend(link);
             }
         }
-        self.trains.clear();
-        self.used = 0;
+        batch.clear();
     }
 
     /// Sends what can go by AF_XDP, and leaves the rest; notes the bytes each train got sent.
-    fn send_past(&mut self, port: u16, sent: &mut [u64; TRAINS]) {
+    fn send_past(&mut self, batch: &mut Batch, port: u16, sent: &mut [u64; TRAINS]) {
         let Some(path) = self.path.as_mut() else {
             return;
         };
         if !path.begin() {
             return;
         }
-        for (train, sent) in self.trains.iter_mut().zip(sent) {
-            let Some(endpoint) = train.session.peer().endpoint() else {
-                continue;
-            };
-            let data = &self.buffer[train.start..train.end];
-            let taken = path.take(&endpoint, port, train.ecn, train.segment_size, data);
-            train.start += taken;
-            *sent += taken as u64;
-        }
+        batch.take(
+            |train, data| {
+                let Some(endpoint) = train.session.peer().endpoint() else {
+                    return 0;
+                };
+                path.take(&endpoint, port, train.ecn, train.segment_size, data)
+            },
+            sent,
+        );
         path.submit();
     }
 
     /// Sends the trains whose endpoint is of one family; notes the bytes each got sent.
     fn send_family(
         &mut self,
+        batch: &Batch,
         family: Family,
         sockets: Option<&UdpSockets>,
         counters: &Counters,
@@ -218,8 +182,8 @@ impl Outbound {
     ) {
         let mut messages: ArrayVec<Outgoing<'_>, TRAINS> = ArrayVec::new();
         let mut indices: ArrayVec<usize, TRAINS> = ArrayVec::new();
-        for (index, train) in self.trains.iter().enumerate() {
-            if train.end == train.start {
+        for (index, train) in batch.trains().iter().enumerate() {
+            if train.datagrams() == 0 {
                 continue;
             }
             let Some(endpoint) = train.session.peer().endpoint() else {
@@ -238,7 +202,7 @@ impl Outbound {
                     .map(|source| (source.address, source.interface)),
                 ecn: train.ecn,
                 segment_size: train.segment_size,
-                data: &self.buffer[train.start..train.end],
+                data: batch.data(train),
                 outcome: Outcome::Pending,
             });
             indices.push(index);
@@ -249,15 +213,15 @@ impl Outbound {
         let Some(socket) = sockets.and_then(|sockets| sockets.for_address(&first.to)) else {
             let datagrams = indices
                 .iter()
-                .map(|&index| self.trains[index].datagrams())
+                .map(|&index| batch.trains()[index].datagrams())
                 .sum();
             counters.drop_egress_no_socket.add_len(datagrams);
             return;
         };
-        let report = self.sender.send(socket, &mut messages);
+        let report = self.socket.send(socket, &mut messages);
         counters.count_sends(&report);
         for (message, &index) in messages.iter().zip(&indices) {
-            let train = &self.trains[index];
+            let train = &batch.trains()[index];
             match message.outcome {
                 Outcome::Dropped {
                     datagrams,
@@ -282,46 +246,6 @@ impl Outbound {
     }
 }
 
-impl Default for Outbound {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Writes the headers of a train and seals its packets in place. A session without counters left
-/// empties the train.
-fn seal(train: &mut Train, buffer: &mut [u8], counters: &Counters) {
-    let Some(mut counter) = train.session.reserve(train.datagrams() as u64) else {
-        counters.drop_egress_exhausted.add_len(train.datagrams());
-        train.end = train.start;
-        return;
-    };
-    let receiver_index = train.session.peer_index();
-    let mut datagrams = buffer[train.start..train.end]
-        .chunks_mut(train.segment_size)
-        .peekable();
-    while datagrams.peek().is_some() {
-        let mut records: ArrayVec<Record<'_>, RECORDS> = ArrayVec::new();
-        for datagram in datagrams.by_ref().take(RECORDS) {
-            let (header, body) = datagram.split_at_mut(DATA_HEADER_LEN);
-            header.copy_from_slice(
-                &DataHeader {
-                    receiver_index,
-                    counter,
-                }
-                .to_bytes(),
-            );
-            records.push(Record {
-                counter,
-                body,
-                authentic: false,
-            });
-            counter += 1;
-        }
-        seal_batch(train.session.sending_key().batch(), &mut records);
-    }
-}
-
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Family {
     V4,
@@ -343,8 +267,9 @@ mod tests {
     use std::time::Duration;
 
     use adit_kernel::udp::UdpOptions;
-    use adit_packet::aead::open_batch;
-    use adit_protocol::{Device, Endpoint, Now, Output, Prefix, PrivateKey};
+    use adit_packet::aead::{Record, TAG_LEN, open_batch};
+    use adit_protocol::message::{DATA_HEADER_LEN, DataHeader};
+    use adit_protocol::{Device, Endpoint, Now, Output, Prefix, PrivateKey, padded_len};
     use getrandom::SysRng;
     use rand_core::UnwrapErr;
 
@@ -405,7 +330,8 @@ mod tests {
         }
         assert!(push(&mut outbound, &session, 1420, 1));
         let shape: Vec<_> = outbound
-            .trains
+            .batch
+            .trains()
             .iter()
             .map(|train| (train.datagrams(), train.segment_size, train.data_packets))
             .collect();
@@ -413,7 +339,7 @@ mod tests {
             shape,
             [(3, 1452, 3), (2, 736, 1), (1, 1452, 1), (1, 1452, 1)]
         );
-        assert_eq!(outbound.trains[3].ecn, 1);
+        assert_eq!(outbound.batch.trains()[3].ecn, 1);
     }
 
     #[test]
@@ -425,7 +351,7 @@ mod tests {
             pushed += 1;
         }
         assert!(outbound.is_full());
-        assert_eq!(pushed, BUFFER / 1452);
+        assert_eq!(pushed, (144 << 10) / 1452);
         // Neither can many small trains overrun the list of them.
         let mut outbound = Outbound::new();
         let trains =

@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
+use adit_kernel::tun::Tun;
 use adit_packet::coalesce::{Coalescer, Offloads};
 use adit_packet::split::Splitter;
 use adit_packet::virtio::VirtioNetHeader;
@@ -14,6 +15,7 @@ use super::ingress::Packets;
 #[derive(Debug)]
 pub(super) struct TunWriter {
     shared: Arc<Dataplane>,
+    queue: usize,
     offloads: Offloads,
     coalescer: Coalescer,
     fallback: Fallback,
@@ -21,11 +23,12 @@ pub(super) struct TunWriter {
 }
 
 impl TunWriter {
-    pub(super) fn new(shared: Arc<Dataplane>) -> Self {
+    pub(super) fn new(shared: Arc<Dataplane>, queue: usize) -> Self {
         let offloads = shared.write_offloads();
         let coalescer = Coalescer::new(offloads);
         Self {
             shared,
+            queue,
             offloads,
             coalescer,
             fallback: Fallback::new(),
@@ -50,22 +53,24 @@ impl TunWriter {
         }
         let Self {
             shared,
+            queue,
             coalescer,
             fallback,
             device_gone,
             ..
         } = self;
-        let counters = &shared.counters.ingress;
+        let counters = &shared.counters.of(*queue).ingress;
+        let tun = shared.tun_queue(*queue);
         let mut refused = false;
         coalescer.coalesce(packets, |parts, merged| {
             counters.tun_writes.add(1);
-            let Err(error) = write_parts(shared, parts) else {
+            let Err(error) = write_parts(tun, parts) else {
                 return counters.tun_written_packets.add_len(merged);
             };
-            *device_gone |= !shared.tun.attached();
+            *device_gone |= !tun.attached();
             if merged > 1 && error.kind() == io::ErrorKind::InvalidInput {
                 refused = true;
-                let written = fallback.write_singly(shared, parts);
+                let written = fallback.write_singly(tun, parts);
                 counters.tun_written_packets.add_len(written);
                 counters
                     .drop_ingress_tun_write
@@ -83,9 +88,9 @@ impl TunWriter {
     }
 }
 
-fn write_parts(shared: &Dataplane, parts: &[IoSlice<'_>]) -> io::Result<()> {
-    let skipped = usize::from(!shared.tun.has_vnet_header());
-    shared.tun.write_vectored(&parts[skipped..]).map(drop)
+fn write_parts(tun: &Tun, parts: &[IoSlice<'_>]) -> io::Result<()> {
+    let skipped = usize::from(!tun.has_vnet_header());
+    tun.write_vectored(&parts[skipped..]).map(drop)
 }
 
 /// Takes a super-packet apart again.
@@ -104,7 +109,7 @@ impl Fallback {
     }
 
     /// Writes each segment on its own; the number that the device took.
-    fn write_singly(&mut self, shared: &Dataplane, parts: &[IoSlice<'_>]) -> usize {
+    fn write_singly(&mut self, tun: &Tun, parts: &[IoSlice<'_>]) -> usize {
         let Some((header, packets)) = parts.split_first() else {
             return 0;
         };
@@ -123,7 +128,7 @@ impl Fallback {
         let mut written = 0;
         while let Some(len) = splitter.write_next(&mut self.segment) {
             let parts = [IoSlice::new(&single), IoSlice::new(&self.segment[..len])];
-            written += usize::from(write_parts(shared, &parts).is_ok());
+            written += usize::from(write_parts(tun, &parts).is_ok());
         }
         written
     }

@@ -250,7 +250,7 @@ impl Steerer {
             });
         }
         let steered = self.devices.values().any(Device::is_attached);
-        let counters = &self.shared.counters.ingress;
+        let counters = self.shared.counters.sum().ingress;
         let received =
             counters.xsk_received_datagrams.get() + counters.udp_received_datagrams.get();
         let counted = || {

@@ -165,6 +165,9 @@ impl Port {
     }
 }
 
+/// The queue whose egress thread sends by AF_XDP.
+pub const QUEUE: usize = 0;
+
 /// The egress thread's side.
 #[derive(Debug)]
 pub struct Path {
@@ -252,7 +255,7 @@ impl Path {
             packets += 1;
         }
         hop.flow.add(packets, taken as u64);
-        let counters = &self.shared.counters.egress;
+        let counters = &self.shared.counters.of(QUEUE).egress;
         counters.xsk_sent_datagrams.add(packets);
         taken
     }
