@@ -14,6 +14,7 @@ mod launch;
 mod life;
 mod live_changes;
 mod mtu;
+mod queues;
 mod quick;
 mod quick_bench;
 mod quick_changes;

@@ -19,6 +19,7 @@ fn wg_quick(namespace: &Namespace, action: &str, config: &std::path::Path) -> Re
         "WG_QUICK_USERSPACE_IMPLEMENTATION",
         Implementation::Adit.program()?,
     );
+    command.env("ADIT_QUEUES", "4");
     run(&mut command)
 }
 
@@ -26,7 +27,11 @@ fn wg_quick(namespace: &Namespace, action: &str, config: &std::path::Path) -> Re
 fn up_and_down(allowed: &str) -> Result<()> {
     let (near, far) = (Namespace::new()?, Namespace::new()?);
     tunnel::connect(&near, &far, 1500)?;
-    let far = Site::start(far, 2, 1420, &Options::default())?;
+    let options = Options {
+        arguments: vec!["--queues".to_owned(), "4".to_owned()],
+        ..Options::default()
+    };
+    let far = Site::start(far, 2, 1420, &options)?;
     let keys = KeyPair::generate()?;
     far.wg_set(&format!(
         "peer {} allowed-ips 10.9.0.1/32,fd09::1/128",
