@@ -17,6 +17,7 @@
 
 mod batch;
 pub mod counters;
+mod delivery;
 mod egress;
 pub mod helper;
 mod ingress;

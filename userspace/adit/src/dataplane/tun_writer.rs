@@ -9,7 +9,7 @@ use adit_packet::split::Splitter;
 use adit_packet::virtio::VirtioNetHeader;
 
 use super::Dataplane;
-use super::ingress::Packets;
+use super::delivery::Packets;
 
 /// Writes batches of inner packets to the TUN device.
 #[derive(Debug)]
