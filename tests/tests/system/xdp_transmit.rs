@@ -139,6 +139,37 @@ fn everything_leaves_by_af_xdp() -> Result<()> {
     Ok(())
 }
 
+/// With as many RX queues each egress thread has a socket of its own.
+#[test]
+fn every_thread_sends_by_af_xdp() -> Result<()> {
+    let wire = Wire {
+        queues: 4,
+        environment: &[
+            ("ADIT_DATAPATH", "xdp"),
+            ("ADIT_XDP_TRANSMIT", "on"),
+            ("ADIT_QUEUES", "4"),
+            ("ADIT_HELPERS", "always"),
+        ],
+        ..SENDING
+    };
+    let mut pair = wire.steering_pair()?;
+    let (left, right) = (&pair.left, &pair.right);
+    wait_reachable(&left.namespace, right.inner(Family::V4), HANDSHAKE_LIMIT)?;
+    for (site, peer) in [(left, right), (right, left)] {
+        wait_sending(site, peer)?;
+    }
+    leaves_by_xdp(left, || leaves_by_xdp(right, || carry(&pair, 4)))?;
+    for site in [left, right] {
+        let mut used = 0;
+        for queue in 0..4 {
+            let name = format!("adit_queue_{queue}_sent_datagrams");
+            used += u32::from(uapi::number(site.interface(), &name)? > 1);
+        }
+        ensure!(used > 1, "all by one thread");
+    }
+    pair.check_running()
+}
+
 /// The receiving kernel verifies the checksums, and sees the ECN field.
 #[test]
 fn a_socket_receives_it_with_its_checksums_and_ecn() -> Result<()> {

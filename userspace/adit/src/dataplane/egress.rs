@@ -15,7 +15,7 @@ use adit_protocol::{InnerPacket, Instant};
 use super::batch::Batch;
 use super::helper::Pipeline;
 use super::outbound::Outbound;
-use super::transmit::{self, Path};
+use super::transmit::Path;
 use super::{Dataplane, Notice, PeerLink, Session};
 use crate::instant;
 
@@ -52,11 +52,7 @@ impl Egress {
     pub(super) fn new(shared: Arc<Dataplane>, queue: usize) -> anyhow::Result<Self> {
         let name = format!("seal-{queue}");
         let pipeline = Pipeline::start(shared.helpers, &name, || Box::new(Batch::new()))?;
-        let outbound = if queue == transmit::QUEUE {
-            Outbound::with_path(Path::new(Arc::clone(&shared)))
-        } else {
-            Outbound::new()
-        };
+        let outbound = Outbound::with_path(Path::new(Arc::clone(&shared), queue));
         Ok(Self {
             shared,
             queue,

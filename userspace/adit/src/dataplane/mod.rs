@@ -212,7 +212,7 @@ impl Dataplane {
             counters: Counters::new(queues),
             sockets: ArcSwapOption::empty(),
             routes: ArcSwap::new(routes),
-            transmit: transmit::Shared::default(),
+            transmit: transmit::Shared::new(queues),
             sessions,
             mtu: AtomicU32::new(mtu),
             gro_refused: GroRefused::default(),
@@ -276,11 +276,12 @@ impl Dataplane {
         }
     }
 
-    /// Gives the first egress thread an AF_XDP socket, or takes one away. The others send by their
-    /// UDP sockets: a socket is for one thread, and is bound to one of the device's queues.
+    /// Gives an egress thread an AF_XDP socket, or takes those of an interface away from all.
     pub fn change_transmitters(&self, change: TransmitterChange) {
         self.transmit.change(change);
-        self.inboxes[0].wake_egress.signal();
+        for inbox in &self.inboxes {
+            inbox.wake_egress.signal();
+        }
     }
 
     /// Finds out whether this kernel takes coalesced packets from us, which some do not (6.6.44,

@@ -69,7 +69,8 @@ pub(super) struct Transmit {
 /// What an interface is opened with.
 struct Sockets {
     receivers: Vec<Receiver>,
-    transmitter: Option<Transmitter>,
+    /// One for each egress thread, as far as there are RX queues.
+    transmitters: Vec<Transmitter>,
 }
 
 /// Why an interface does not carry the tunnel any more.
@@ -260,10 +261,10 @@ impl Device {
         // sockets for a program that is refused leaves their queues busy for a moment, too long
         // for the other mode to be tried.
         steering.attach_xdp(ifindex, mode)?;
-        let opened = self.open_sockets(steering, mode, transmit);
+        let opened = self.open_sockets(steering, mode, transmit, shared.queues());
         let Sockets {
             receivers,
-            transmitter,
+            transmitters,
         } = opened.inspect_err(|_| {
             steering.detach_xdp(ifindex);
             // Nothing to be done about it: what is left there leads nowhere.
@@ -276,12 +277,13 @@ impl Device {
         for receiver in receivers {
             shared.change_receivers(ReceiverChange::Add(Box::new(receiver)));
         }
-        let transmit = transmitter.as_ref().map(|transmitter| Transmit {
-            zero_copy: transmitter.is_zero_copy(),
-            capacity: transmitter.capacity(),
+        let transmit = transmitters.first().map(|first| Transmit {
+            zero_copy: transmitters.iter().all(Transmitter::is_zero_copy),
+            capacity: first.capacity(),
         });
-        if let Some(transmitter) = transmitter {
-            shared.change_transmitters(TransmitterChange::Add(Box::new(transmitter)));
+        for (queue, transmitter) in transmitters.into_iter().enumerate() {
+            let transmitter = Box::new(transmitter);
+            shared.change_transmitters(TransmitterChange::Add { queue, transmitter });
         }
         Ok(State::Attached {
             mode,
@@ -297,24 +299,30 @@ impl Device {
         steering: &mut Steering,
         mode: XdpMode,
         transmit: XdpTransmit,
+        threads: usize,
     ) -> Result<Sockets, AttachFailure> {
         let ifindex = self.link.index;
         let frame_size = FrameSize::for_mtu(self.link.mtu);
-        let transmit = self.wants_transmitter(transmit).then_some(transmit);
-        let (receivers, spare) = self.receivers(frame_size, mode, transmit.is_some())?;
+        let senders = match self.wants_transmitter(transmit) {
+            true => u32::try_from(threads).unwrap_or(QUEUES),
+            false => 0,
+        };
+        let (receivers, spare) = self.receivers(frame_size, mode, senders)?;
         let queues = u32::try_from(receivers.len()).unwrap_or(QUEUES);
         steering.add_device(ifindex, queues, frame_size.capacity())?;
         for receiver in &receivers {
             steering.set_socket(ifindex, receiver.options().queue, receiver.as_fd())?;
         }
-        let transmitter = transmit.and_then(|transmit| {
-            let transmitter = self.transmitter(receivers.first()?, spare)?;
+        let frames = spare.clone().step_by(TRANSMIT_FRAMES as usize);
+        let transmitters = receivers.iter().zip(frames).map_while(|(receiver, start)| {
+            let transmitter = self.transmitter(receiver, start..start + TRANSMIT_FRAMES)?;
             let pays = transmit == XdpTransmit::On || transmitter.is_zero_copy();
             pays.then_some(transmitter)
         });
+        let transmitters = transmitters.collect();
         Ok(Sockets {
             receivers,
-            transmitter,
+            transmitters,
         })
     }
 
@@ -330,8 +338,7 @@ impl Device {
         }
     }
 
-    /// The socket to send by: one, since one thread sends. It is an extra: without it packets go out by the
-    /// UDP socket.
+    /// A socket for one thread to send by. It is an extra: without it packets go out by the UDP socket.
     fn transmitter(&self, receiver: &Receiver, frames: Range<u32>) -> Option<Transmitter> {
         Transmitter::open(receiver, frames)
             .inspect_err(|error| {
@@ -349,10 +356,10 @@ impl Device {
         &self,
         frame_size: FrameSize,
         mode: XdpMode,
-        transmit: bool,
+        senders: u32,
     ) -> Result<(Vec<Receiver>, Range<u32>), AttachFailure> {
         let queues = self.link.rx_queues.clamp(1, QUEUES);
-        let spare = if transmit { TRANSMIT_FRAMES } else { 0 };
+        let spare = senders.min(queues) * TRANSMIT_FRAMES;
         let spare = queues * FRAMES..queues * FRAMES + spare;
         let umem = Umem::new(spare.end, frame_size).map_err(AttachFailure::Memory)?;
         let mut receivers: Vec<Receiver> = Vec::new();

@@ -40,30 +40,69 @@ const RECOVERED: usize = 64;
 const RETRY_FULL: Duration = Duration::from_millis(1);
 const RETRY_DOWN: Duration = Duration::from_millis(100);
 
-/// What the control thread changes about the egress thread's AF_XDP sockets.
+/// What the control thread changes about the egress threads' AF_XDP sockets.
 #[derive(Debug)]
 pub enum TransmitterChange {
     /// Send by this one, too.
-    Add(Box<Transmitter>),
-    /// Close that of an interface.
+    Add {
+        /// The queue whose egress thread it is for.
+        queue: usize,
+        /// The socket.
+        transmitter: Box<Transmitter>,
+    },
+    /// Close those of an interface.
     Remove {
         /// Index of the interface.
         ifindex: u32,
     },
 }
 
-/// What the egress thread and the control thread share.
+/// What is to be changed by one egress thread.
 #[derive(Debug, Default)]
+struct Changes {
+    list: Mutex<Vec<TransmitterChange>>,
+    any: AtomicBool,
+}
+
+impl Changes {
+    fn push(&self, change: TransmitterChange) {
+        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        list.push(change);
+        self.any.store(true, Ordering::Release);
+    }
+
+    fn take(&self) -> Option<Vec<TransmitterChange>> {
+        if !self.any.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        self.any.store(false, Ordering::Release);
+        Some(std::mem::take(&mut *list))
+    }
+}
+
+/// What the egress threads and the control thread share.
+#[derive(Debug)]
 pub struct Shared {
     hops: ArcSwap<Hops>,
     /// Routes or addresses have changed, and the hops are not yet those of after the change.
     suspended: AtomicBool,
     wanted: Mutex<ArrayVec<Endpoint, WANTED>>,
-    changes: Mutex<Vec<TransmitterChange>>,
-    changed: AtomicBool,
+    /// One for each egress thread.
+    changes: Box<[Changes]>,
 }
 
 impl Shared {
+    /// For so many egress threads.
+    pub fn new(queues: usize) -> Self {
+        Self {
+            hops: ArcSwap::default(),
+            suspended: AtomicBool::new(false),
+            wanted: Mutex::default(),
+            changes: (0..queues).map(|_| Changes::default()).collect(),
+        }
+    }
+
     /// Puts other hops in the place of the current ones.
     pub fn replace_hops(&self, hops: Hops) {
         self.hops.store(Arc::new(hops));
@@ -85,20 +124,21 @@ impl Shared {
         std::mem::take(&mut *self.wanted.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Gives the egress thread an AF_XDP socket, or takes one away; it has to be woken afterwards.
+    /// Gives an egress thread an AF_XDP socket, or takes those of an interface away from all; they
+    /// have to be woken afterwards.
     pub(super) fn change(&self, change: TransmitterChange) {
-        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        changes.push(change);
-        self.changed.store(true, Ordering::Release);
-    }
-
-    fn take_changes(&self) -> Option<Vec<TransmitterChange>> {
-        if !self.changed.load(Ordering::Acquire) {
-            return None;
+        match change {
+            TransmitterChange::Add { queue, .. } => {
+                if let Some(changes) = self.changes.get(queue) {
+                    changes.push(change);
+                }
+            }
+            TransmitterChange::Remove { ifindex } => {
+                for changes in &self.changes {
+                    changes.push(TransmitterChange::Remove { ifindex });
+                }
+            }
         }
-        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        self.changed.store(false, Ordering::Release);
-        Some(std::mem::take(&mut *changes))
     }
 
     /// Asks for an endpoint. True if the control thread has to be told.
@@ -165,30 +205,30 @@ impl Port {
     }
 }
 
-/// The queue whose egress thread sends by AF_XDP.
-pub const QUEUE: usize = 0;
-
-/// The egress thread's side.
+/// An egress thread's side.
 #[derive(Debug)]
 pub struct Path {
     shared: Arc<Dataplane>,
+    queue: usize,
     ports: ArrayVec<Port, DEVICES>,
 }
 
 impl Path {
-    /// Without devices.
-    pub fn new(shared: Arc<Dataplane>) -> Self {
+    /// That of one queue's thread, without devices.
+    pub fn new(shared: Arc<Dataplane>, queue: usize) -> Self {
         Self {
             shared,
+            queue,
             ports: ArrayVec::new(),
         }
     }
 
     /// Takes over what the control thread has changed. False if there is no device to send by.
     pub fn begin(&mut self) -> bool {
-        for change in self.shared.transmit.take_changes().into_iter().flatten() {
+        let changes = &self.shared.transmit.changes[self.queue];
+        for change in changes.take().into_iter().flatten() {
             match change {
-                TransmitterChange::Add(transmitter) => {
+                TransmitterChange::Add { transmitter, .. } => {
                     let port = Port {
                         transmitter,
                         retry: None,
@@ -255,7 +295,7 @@ impl Path {
             packets += 1;
         }
         hop.flow.add(packets, taken as u64);
-        let counters = &self.shared.counters.of(QUEUE).egress;
+        let counters = &self.shared.counters.of(self.queue).egress;
         counters.xsk_sent_datagrams.add(packets);
         taken
     }
@@ -287,7 +327,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_is_asked_for_once_and_the_control_thread_told_once() {
-        let shared = Shared::default();
+        let shared = Shared::new(2);
         let endpoint = |port| Endpoint::new(([192, 0, 2, 1], port).into());
         assert!(shared.want(endpoint(1)));
         assert!(!shared.want(endpoint(1)));
@@ -304,11 +344,15 @@ mod tests {
 
     #[test]
     fn changes_are_taken_once_and_in_order() {
-        let shared = Shared::default();
-        assert!(shared.take_changes().is_none());
+        let shared = Shared::new(2);
+        let [first, second] = &*shared.changes else {
+            panic!("two threads");
+        };
+        assert!(first.take().is_none());
         shared.change(TransmitterChange::Remove { ifindex: 7 });
         shared.change(TransmitterChange::Remove { ifindex: 8 });
-        assert_eq!(shared.take_changes().unwrap().len(), 2);
-        assert!(shared.take_changes().is_none());
+        assert_eq!(first.take().unwrap().len(), 2);
+        assert!(first.take().is_none());
+        assert_eq!(second.take().unwrap().len(), 2);
     }
 }
