@@ -8,7 +8,7 @@
 //! ```
 //! Everything but the cryptography stays with the thread, and so does the order. What the helper has
 //! not begun when it is needed, the thread does itself; a helper that does not get to run costs
-//! nothing but the look. Whether there is help at all, [`Judge`] decides.
+//! nothing but the look. Whether there is help at all, a judge decides.
 //!
 //! - `slots`: how batches change hands.
 //! - `judge`, `idle`: whether it pays.
