@@ -20,15 +20,24 @@ const QUIET: u64 = 50;
 const LOST: u64 = 10;
 /// For how long help is granted at first,
 const FIRST_GRANT: u64 = 500_000_000;
-/// and at most, doubled each time the next look confirms it. A look takes one window, so that at
-/// most a fortieth of the time is without help in the end.
+/// and at most, doubled each time the next look confirms it. A look takes two windows, so that a
+/// twentieth of the time is without help in the end.
 const LONGEST_GRANT: u64 = 4_000_000_000;
-/// How long nothing is tried again after a core turned out to be busy.
-const REST: u64 = 2_000_000_000;
+/// Windows in a row that must speak for help: at the beginning of a transfer the other end of a
+/// connection has not got going.
+const AGREEING: u32 = 2;
+/// How long nothing is tried again after a core turned out to be busy; twice as long each time
+const FIRST_REST: u64 = 2_000_000_000;
+/// up to this.
+const LONGEST_REST: u64 = 32_000_000_000;
 
-/// What a helper has done since it was set to work, in nanoseconds.
+/// What a helper has done since it was started, in nanoseconds and batches.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Effort {
+    /// Batches that it did.
+    pub(super) helped: u64,
+    /// Batches that it had not begun when they were needed.
+    pub(super) takeovers: u64,
     /// Working on batches.
     pub(super) worked: u64,
     /// Ready to run, or in the middle of a batch that was waited for, and not running.
@@ -37,8 +46,8 @@ pub(super) struct Effort {
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// Without help, measuring.
-    Watching,
+    /// Without help, measuring; so many windows have spoken for it.
+    Watching { agreeing: u32 },
     /// With help until a moment in nanoseconds.
     Helping { until: u64 },
     /// Without help until a moment in nanoseconds.
@@ -50,6 +59,7 @@ enum State {
 pub(super) struct Judge {
     state: State,
     grant: u64,
+    rest: u64,
     window_start: u64,
     /// How long the thread waited for something to do in this window.
     slept: u64,
@@ -60,8 +70,9 @@ pub(super) struct Judge {
 impl Judge {
     pub(super) fn new() -> Self {
         Self {
-            state: State::Watching,
+            state: State::Watching { agreeing: 0 },
             grant: FIRST_GRANT,
+            rest: FIRST_REST,
             window_start: 0,
             slept: 0,
             effort_before: Effort::default(),
@@ -84,36 +95,51 @@ impl Judge {
         if passed > 2 * WINDOW {
             // There was a pause; what it says about the load is not about this one.
             if helping {
-                self.state = State::Watching;
+                self.state = State::Watching { agreeing: 0 };
             }
             self.start_window(now, effort());
             return false;
         }
         let effort = effort();
-        let worked = effort.worked.saturating_sub(self.effort_before.worked);
-        let lost = effort.lost.saturating_sub(self.effort_before.lost);
+        let before = self.effort_before;
+        let worked = effort.worked.saturating_sub(before.worked);
+        let lost = effort.lost.saturating_sub(before.lost);
+        let helped = effort.helped.saturating_sub(before.helped);
+        let takeovers = effort.takeovers.saturating_sub(before.takeovers);
         let percent = |part: u64| part.saturating_mul(100) / passed;
         let busy = percent(passed.saturating_sub(self.slept));
         self.state = match self.state {
-            State::Watching if busy >= BUSY => {
-                if self.idle.percent() >= IDLE {
+            State::Watching { agreeing } if busy >= BUSY && self.idle.percent() >= IDLE => {
+                if agreeing + 1 < AGREEING {
+                    State::Watching {
+                        agreeing: agreeing + 1,
+                    }
+                } else {
                     let until = now + self.grant;
                     self.grant = (2 * self.grant).min(LONGEST_GRANT);
                     State::Helping { until }
-                } else {
-                    self.grant = FIRST_GRANT;
-                    State::Watching
                 }
             }
-            State::Helping { .. } if percent(lost) >= LOST => {
+            State::Watching { .. } => {
                 self.grant = FIRST_GRANT;
-                State::Resting { until: now + REST }
+                State::Watching { agreeing: 0 }
+            }
+            // Kept from running, or too late: the core is not idle.
+            State::Helping { .. } if percent(lost) >= LOST || takeovers > helped => {
+                self.grant = FIRST_GRANT;
+                let until = now + self.rest;
+                self.rest = (2 * self.rest).min(LONGEST_REST);
+                State::Resting { until }
             }
             State::Helping { until } if until > now && busy + percent(worked) >= QUIET => {
                 State::Helping { until }
             }
+            State::Helping { .. } => {
+                self.rest = FIRST_REST;
+                State::Watching { agreeing: 0 }
+            }
             State::Resting { until } if until > now => State::Resting { until },
-            _ => State::Watching,
+            State::Resting { .. } => State::Watching { agreeing: 0 },
         };
         self.start_window(now, effort);
         matches!(self.state, State::Helping { .. })
@@ -123,7 +149,7 @@ impl Judge {
         self.window_start = now;
         self.slept = 0;
         self.effort_before = effort;
-        if matches!(self.state, State::Watching) {
+        if matches!(self.state, State::Watching { .. }) {
             self.idle.start();
         }
     }
@@ -178,8 +204,7 @@ mod tests {
     fn help_is_granted_to_a_busy_thread_on_an_idle_machine_alone() {
         for (busy, idle, expected) in [(95, 100, true), (95, 20, false), (50, 100, false)] {
             let mut court = Court::new();
-            court.window(busy, idle, 0);
-            court.window(busy, idle, 0);
+            court.windows(3, busy, idle, 0);
             assert_eq!(court.window(busy, idle, 0), expected, "{busy} {idle}");
         }
     }
@@ -187,7 +212,7 @@ mod tests {
     #[test]
     fn help_ends_when_the_load_goes_and_is_looked_at_again_in_time() {
         let mut court = Court::new();
-        court.windows(3, 95, 100, 0);
+        court.windows(4, 95, 100, 0);
         assert!(court.window(95, 100, 0));
         // Nothing is idle once the helper is at work; that says nothing.
         assert!(court.window(95, 0, 0));
@@ -211,6 +236,20 @@ mod tests {
         assert_eq!(helped, 0);
         let helped = (0..15).filter(|_| court.window(95, 100, 0)).count();
         assert!(helped > 0);
+    }
+
+    #[test]
+    fn a_helper_that_comes_too_late_is_tried_ever_more_seldom() {
+        let mut court = Court::new();
+        let mut tries = Vec::new();
+        for number in 0..600 {
+            court.effort.takeovers += 10;
+            court.effort.helped += 4;
+            if court.window(95, 100, 0) {
+                tries.push(number);
+            }
+        }
+        assert!((2..12).contains(&tries.len()), "{tries:?}");
     }
 
     #[test]

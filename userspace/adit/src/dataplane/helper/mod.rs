@@ -151,12 +151,15 @@ impl<T: Work> Pipeline<T> {
     /// Whether the batch at hand goes to the helper. `large` says that it is worth handing over, and
     /// that another is likely to follow at once.
     pub(super) fn wants(&mut self, large: bool) -> bool {
+        let report = self.report();
         let Some(judge) = &mut self.judge else {
             return true;
         };
         let shared = &self.shared;
         large
             && judge.grants(nanoseconds(), || Effort {
+                helped: report.helped,
+                takeovers: report.takeovers,
                 worked: shared.worked.load(Ordering::Relaxed),
                 lost: shared.lost.load(Ordering::Relaxed),
             })
