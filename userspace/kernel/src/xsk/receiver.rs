@@ -17,7 +17,7 @@ use crate::sys::invalid;
 
 /// Most packets [`Receiver::receive`] hands out at once.
 pub const BATCH: usize = LIMIT as usize;
-const LIMIT: u32 = 64;
+const LIMIT: u32 = 256;
 
 /// What a receiver is to be.
 #[derive(Clone, Debug)]
@@ -139,7 +139,12 @@ impl Receiver {
     /// afterwards, also if `work` panics. `None` if there are none. Does not block; poll the descriptor for reading.
     pub fn receive<T>(&mut self, work: impl FnOnce(&mut [Frame<'_>]) -> T) -> Option<T> {
         let mut packets = ArrayVec::<Packet, BATCH>::new();
-        self.queue.take(LIMIT, |packet| packets.push(packet));
+        let umem = &self.umem;
+        // All of them at once: one after the other, each would be waited for.
+        self.queue.take(LIMIT, |packet| {
+            umem.prefetch_headers(packet.offset);
+            packets.push(packet);
+        });
         if packets.is_empty() {
             // Frames may be waiting for room in the fill ring.
             self.refill();
