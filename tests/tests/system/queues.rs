@@ -4,6 +4,7 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
+use adit_tests::command::output;
 use adit_tests::daemon::{Implementation, Options};
 use adit_tests::iperf::{Amount, Run};
 use adit_tests::ping::{ping_all, wait_reachable};
@@ -349,5 +350,45 @@ fn a_persistent_device_of_one_queue_is_used_with_one() -> Result<()> {
     )?;
     ensure!(uapi::number(&interface, "adit_queues")? == 1);
     ensure!(daemon.log_text().contains("fewer queues"));
+    Ok(())
+}
+
+/// Whatever the processor has can be chosen, speaks with every other, and what it has not is
+/// refused by name.
+#[test]
+fn the_aead_is_chosen_by_name() -> Result<()> {
+    let using = |name: &str| Options {
+        arguments: ["--aead", name].map(str::to_owned).into(),
+        ..Options::default()
+    };
+    let has = |name| match name {
+        "portable" | "aws-lc-rs" => true,
+        #[cfg(target_arch = "x86_64")]
+        "avx2" => is_x86_feature_detected!("avx2"),
+        #[cfg(target_arch = "x86_64")]
+        "avx512" => is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl"),
+        #[cfg(target_arch = "x86_64")]
+        "avx512-ifma" => {
+            is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512ifma")
+        }
+        _ => false,
+    };
+    for name in ["portable", "aws-lc-rs", "avx2", "avx512", "avx512-ifma"] {
+        if !has(name) {
+            let namespace = Namespace::new()?;
+            let interface = adit_tests::name::interface();
+            let mut command = namespace.command(Implementation::Adit.program()?);
+            let error = output(command.args(["-f", "--aead", name, &interface]))?.stderr;
+            ensure!(error.contains("this processor cannot do it"), "{error}");
+            continue;
+        }
+        let mut pair = Pair::connected(&PairOptions {
+            left: using(name),
+            right: using("portable"),
+            ..PairOptions::default()
+        })?;
+        tcp_both_ways(&pair.left, &pair.right, Family::V4, 4 << 20)?;
+        pair.check_running()?;
+    }
     Ok(())
 }

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use adit_packet::aead::Backend;
 use clap::builder::FalseyValueParser;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::dataplane::helper::Helpers;
+use crate::dataplane::transport;
 use crate::steering::options::Underlay;
 use crate::{daemon, inspect, keys, quick, steering};
 
@@ -162,6 +164,15 @@ struct TunnelArguments {
         value_name = "WHEN"
     )]
     helpers: Helpers,
+    /// The AEAD implementation; the fastest that this processor has if not given
+    #[arg(
+        long,
+        env = "ADIT_AEAD",
+        value_name = "NAME",
+        default_value = "auto",
+        value_parser = transport::parse
+    )]
+    aead: Backend,
     #[command(flatten)]
     steering: steering::options::Options,
 }
@@ -243,6 +254,7 @@ fn start_tunnel(arguments: TunnelArguments) -> anyhow::Result<()> {
         gro: !arguments.no_gro,
         queues: arguments.queues.map(usize::from),
         helpers: arguments.helpers,
+        aead: arguments.aead,
         steering: arguments.steering,
     })
 }

@@ -14,6 +14,7 @@ use adit_kernel::netlink::{LinkMonitor, NeighbourMonitor, RouteMonitor};
 use adit_kernel::process;
 use adit_kernel::tun::{Tun, TunOptions};
 use adit_kernel::udp::UdpOptions;
+use adit_packet::aead::Backend;
 use adit_protocol::Device;
 use anyhow::{Context as _, Result, bail};
 use getrandom::SysRng;
@@ -51,6 +52,8 @@ pub struct Options {
     pub queues: Option<usize>,
     /// When data threads have help with the cryptography.
     pub helpers: Helpers,
+    /// The AEAD implementation; `Auto` for the fastest.
+    pub aead: Backend,
     /// AF_XDP and what goes with it.
     pub steering: steering::options::Options,
 }
@@ -115,6 +118,7 @@ fn wait_until_ready(ready: &mut PipeReader) -> bool {
 /// Makes the device and runs it until it ends.
 fn serve(options: &Options) -> Result<()> {
     let ready = ready_pipe()?;
+    transport::choose(options.aead)?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
