@@ -23,7 +23,7 @@ const LONGEST_ANSWER: usize = 1 << 30;
 ///
 /// # Errors
 /// When the directory of sockets cannot be read; that it is not there means there are none.
-pub(super) fn tunnels() -> Result<Vec<String>> {
+pub(crate) fn tunnels() -> Result<Vec<String>> {
     tunnels_in(Path::new(DIRECTORY))
 }
 
@@ -55,8 +55,13 @@ fn listens(path: &Path) -> bool {
     }
 }
 
+/// Whether somebody listens on the socket of `interface`.
+pub(crate) fn is_there(interface: &str) -> bool {
+    is_name(interface) && listens(&socket_path(interface))
+}
+
 /// What the kernel takes as the name of an interface (`dev_valid_name()`, net/core/dev.c).
-pub(super) fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     (1..=15).contains(&name.len())
         && name != "."
         && name != ".."
@@ -64,7 +69,7 @@ pub(super) fn is_name(name: &str) -> bool {
 }
 
 /// Fails unless `interface` could be one.
-pub(super) fn check_name(interface: &str) -> Result<()> {
+pub(crate) fn check_name(interface: &str) -> Result<()> {
     ensure!(
         is_name(interface),
         "{interface:?} is not the name of an interface"
@@ -76,7 +81,7 @@ pub(super) fn check_name(interface: &str) -> Result<()> {
 ///
 /// # Errors
 /// In one line that says whether there is no such tunnel, or what is wrong with it.
-pub(super) fn describe(interface: &str) -> Result<Device> {
+pub(crate) fn describe(interface: &str) -> Result<Device> {
     check_name(interface)?;
     let path = socket_path(interface);
     let stream = connect(interface, &path)?;
@@ -86,7 +91,7 @@ pub(super) fn describe(interface: &str) -> Result<Device> {
 }
 
 /// The process behind the socket of `interface`, if it is in another mount namespace than this one.
-pub(super) fn daemon_elsewhere(interface: &str) -> Option<i32> {
+pub(crate) fn daemon_elsewhere(interface: &str) -> Option<i32> {
     let stream = UnixStream::connect(socket_path(interface)).ok()?;
     let pid = getsockopt(&stream, sockopt::PeerCredentials).ok()?.pid();
     let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();

@@ -32,17 +32,17 @@ pub struct Options {
 
 /// A flow as it is printed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Row {
+pub(crate) struct Row {
     /// This host.
-    pub(super) local: SocketAddr,
+    pub(crate) local: SocketAddr,
     /// The peer.
-    pub(super) remote: SocketAddr,
+    pub(crate) remote: SocketAddr,
     /// `in` or `out`.
-    pub(super) direction: &'static str,
-    pub(super) packets: u64,
-    pub(super) bytes: u64,
+    pub(crate) direction: &'static str,
+    pub(crate) packets: u64,
+    pub(crate) bytes: u64,
     /// Seconds since the latest packet.
-    pub(super) last_seen_seconds: f64,
+    pub(crate) last_seen_seconds: f64,
     /// Since the output before; only when watching.
     #[serde(skip_serializing_if = "Option::is_none")]
     bits_per_second: Option<f64>,
@@ -151,7 +151,7 @@ fn open(interface: &str) -> Result<PinnedMaps> {
 }
 
 /// `CLOCK_MONOTONIC`, which `bpf_ktime_get_ns` reads.
-pub(super) fn monotonic_ns() -> u64 {
+pub(crate) fn monotonic_ns() -> u64 {
     // The clock exists on every Linux; an age of 0 is what a failure would show.
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .ok()
@@ -181,7 +181,7 @@ fn rows(flows: &[Flow], now_ns: u64, before: Option<&Sample>, at: Instant) -> Ve
 }
 
 /// A flow as it is printed.
-pub(super) fn row(flow: &Flow, now_ns: u64) -> Row {
+pub(crate) fn row(flow: &Flow, now_ns: u64) -> Row {
     Row {
         local: flow.local,
         remote: flow.remote,
@@ -198,7 +198,7 @@ pub(super) fn row(flow: &Flow, now_ns: u64) -> Row {
 }
 
 /// Most bytes first; equals by address, so that a watched table does not flicker.
-pub(super) fn sort(rows: &mut [Row]) {
+pub(crate) fn sort(rows: &mut [Row]) {
     rows.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| key(a).cmp(&key(b))));
 }
 
@@ -242,7 +242,7 @@ fn listing(rows: &[Row], watching: bool, style: Style) -> String {
 }
 
 /// `3 seconds ago`, cut to whole seconds.
-pub(super) fn ago(seconds: f64, style: Style) -> String {
+pub(crate) fn ago(seconds: f64, style: Style) -> String {
     style.ago(Duration::from_secs_f64(seconds).as_secs(), 0)
 }
 

@@ -4,15 +4,14 @@ mod json;
 
 use std::fmt::Write as _;
 
-use adit_kernel::bpf::PinnedMaps;
 use adit_kernel::clock;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::answer::{Device, Peer};
-use super::client;
-use super::flows::{self, Row};
+use super::answer::Peer;
 use super::style::{Style, Tone, print, printable};
+use super::tunnel::Tunnel;
+use super::{client, flows};
 
 /// Version of what `--json` prints. Fields may be added under the same number.
 const VERSION: u32 = 1;
@@ -24,46 +23,6 @@ pub struct Options {
     pub interface: String,
     /// For programs.
     pub json: bool,
-}
-
-/// A tunnel with what its programs count, if that can be read.
-struct Tunnel {
-    name: String,
-    device: Device,
-    counts: Option<Counts>,
-}
-
-/// What the eBPF programs count.
-#[derive(Default)]
-struct Counts {
-    flows: Vec<Row>,
-    /// Reason, packets.
-    drops: Vec<(&'static str, u64)>,
-}
-
-impl Counts {
-    /// Counters are an extra: without them, for whatever reason, the tunnel is shown all the same.
-    fn read(interface: &str) -> Option<Self> {
-        let maps = PinnedMaps::open(interface)
-            .ok()
-            .filter(|maps| maps.owner().1)?;
-        let now = flows::monotonic_ns();
-        let mut rows: Vec<Row> = maps
-            .flows()
-            .ok()?
-            .iter()
-            .map(|flow| flows::row(flow, now))
-            .collect();
-        flows::sort(&mut rows);
-        let drops = maps.drops().ok()?;
-        Some(Self {
-            flows: rows,
-            drops: drops
-                .iter()
-                .map(|drop| (drop.reason.name(), drop.packets))
-                .collect(),
-        })
-    }
 }
 
 /// Prints one tunnel, all of them, or their names.
@@ -78,7 +37,7 @@ pub fn run(options: &Options) -> Result<()> {
             let mut tunnels = Vec::new();
             let mut failure = None;
             for name in client::tunnels()? {
-                match read(name) {
+                match Tunnel::read(&name) {
                     Ok(tunnel) => tunnels.push(tunnel),
                     Err(error) => failure = Some(error),
                 }
@@ -88,20 +47,10 @@ pub fn run(options: &Options) -> Result<()> {
                 _ => describe(&tunnels, options.json)?,
             }
         }
-        name => describe(&[read(name.to_owned())?], options.json)?,
+        name => describe(&[Tunnel::read(name)?], options.json)?,
     };
     print(&text)?;
     Ok(())
-}
-
-fn read(name: String) -> Result<Tunnel> {
-    let device = client::describe(&name)?;
-    let counts = Counts::read(&name);
-    Ok(Tunnel {
-        name,
-        device,
-        counts,
-    })
 }
 
 fn interfaces(names: &[String], json: bool) -> Result<String> {
@@ -190,7 +139,7 @@ fn listing(tunnel: &Tunnel, now: u64, style: Style) -> String {
     for note in &device.datapath_notes {
         line("no xdp", &printable(note));
     }
-    let drops = drops(tunnel);
+    let drops = tunnel.drops();
     if !drops.is_empty() {
         let parts: Vec<String> = drops
             .iter()
@@ -247,7 +196,7 @@ fn peer_listing(text: &mut String, tunnel: &Tunnel, peer: &Peer, now: u64, style
         let span = style.span(peer.keepalive.into());
         line("persistent keepalive", &format!("every {span}"));
     }
-    for row in flows_of(tunnel, peer) {
+    for row in tunnel.flows_of(peer) {
         let arrow = if row.direction == "in" { "<-" } else { "->" };
         line(
             &format!("flow {}", row.direction),
@@ -274,40 +223,13 @@ fn entry(text: &mut String, style: Style, key: &str, value: &str) {
     let _ = writeln!(text, "  {key}: {value}");
 }
 
-/// The flows to and from a peer's endpoint.
-fn flows_of<'a>(tunnel: &'a Tunnel, peer: &Peer) -> impl Iterator<Item = &'a Row> {
-    // A scope says nothing here: the maps do not know it.
-    let endpoint = peer
-        .endpoint
-        .map(|endpoint| (endpoint.ip(), endpoint.port()));
-    tunnel
-        .counts
-        .iter()
-        .flat_map(|counts| &counts.flows)
-        .filter(move |row| Some((row.remote.ip(), row.remote.port())) == endpoint)
-}
-
-/// Packets dropped, by reason, those that never were left out: in XDP (`xdp_…`), by the data threads (`ingress_…`, `egress_…`).
-fn drops(tunnel: &Tunnel) -> Vec<(String, u64)> {
-    let in_xdp = tunnel
-        .counts
-        .iter()
-        .flat_map(|counts| &counts.drops)
-        .map(|(reason, count)| (format!("xdp_{reason}"), *count));
-    let by_threads = tunnel.device.counters.iter().filter_map(|(name, count)| {
-        let reason = name.strip_prefix("drop_")?;
-        Some((reason.to_owned(), *count))
-    });
-    in_xdp
-        .chain(by_threads)
-        .filter(|(_, count)| *count != 0)
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
     use adit_kernel::bpf::{Direction, Flow};
+
+    use super::*;
+    use crate::inspect::answer::Device;
+    use crate::inspect::tunnel::Counts;
 
     const PRIVATE: &str = "77076d0a7318a57d3c16c17251b26645c6c2f6c929f6a0a6c6f3a7ff2c3b2a2a";
     const FIRST: &str = "b85996fecc9c7f1fc6d2572a76eda11d59bcd20be8e543b15ce4bd85a8e75a33";

@@ -8,13 +8,13 @@ use anyhow::{Context as _, Result};
 
 /// Whether to colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Style {
+pub(crate) struct Style {
     colour: bool,
 }
 
 /// What a colour says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tone {
+pub(crate) enum Tone {
     /// Keys of a listing.
     Bold,
     /// An interface; something fine.
@@ -42,28 +42,26 @@ impl Tone {
 
 impl Style {
     /// Never colours.
-    pub(super) const PLAIN: Self = Self { colour: false };
+    pub(crate) const PLAIN: Self = Self { colour: false };
     /// Always does.
     #[cfg(test)]
-    pub(super) const COLOURED: Self = Self { colour: true };
+    pub(crate) const COLOURED: Self = Self { colour: true };
 
-    /// For standard output: colours on a terminal, unless the environment says otherwise (`NO_COLOR`, and `WG_COLOR_MODE` as
-    /// for `wg`).
-    pub(super) fn for_stdout() -> Self {
-        let colour = match env::var("WG_COLOR_MODE").as_deref() {
-            Ok("always") => true,
-            Ok("never") => false,
-            _ => {
-                io::stdout().is_terminal()
-                    && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-                    && env::var_os("TERM").is_none_or(|value| value != "dumb")
-            }
-        };
-        Self { colour }
+    /// For standard output: colours on a terminal, unless the environment says otherwise; see [`wants_colours`].
+    pub(crate) fn for_stdout() -> Self {
+        let variable = |name| env::var(name).ok();
+        Self {
+            colour: wants_colours(variable, io::stdout().is_terminal()),
+        }
+    }
+
+    /// Whether anything is coloured.
+    pub(crate) fn has_colours(self) -> bool {
+        self.colour
     }
 
     /// `text`, coloured if there are colours.
-    pub(super) fn paint(self, tone: Tone, text: &str) -> String {
+    pub(crate) fn paint(self, tone: Tone, text: &str) -> String {
         if self.colour {
             format!("\x1b[{}m{text}\x1b[0m", tone.parameters())
         } else {
@@ -72,7 +70,7 @@ impl Style {
     }
 
     /// A number of bytes: `1.21 KiB`.
-    pub(super) fn bytes(self, bytes: u64) -> String {
+    pub(crate) fn bytes(self, bytes: u64) -> String {
         const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
         let mut unit = 0;
         #[expect(clippy::cast_precision_loss, reason = "two decimals are shown")]
@@ -90,7 +88,7 @@ impl Style {
     }
 
     /// A span of time: `1 minute, 3 seconds`; empty for 0.
-    pub(super) fn span(self, mut seconds: u64) -> String {
+    pub(crate) fn span(self, mut seconds: u64) -> String {
         let mut text = String::new();
         for (length, name) in [
             (365 * 24 * 60 * 60, "year"),
@@ -113,7 +111,7 @@ impl Style {
     }
 
     /// How long ago `then` was, both in seconds of one clock.
-    pub(super) fn ago(self, now: u64, then: u64) -> String {
+    pub(crate) fn ago(self, now: u64, then: u64) -> String {
         match now.checked_sub(then) {
             Some(0) => "Now".to_owned(),
             Some(seconds) => format!("{} ago", self.span(seconds)),
@@ -128,8 +126,21 @@ impl Style {
     }
 }
 
+/// What the environment says of colours, most particular first: `WG_COLOR_MODE` as for `wg`, `NO_COLOR`
+/// (<https://no-color.org>), `CLICOLOR_FORCE` (<https://bixense.com/clicolors>), and a terminal that knows no colours.
+fn wants_colours(variable: impl Fn(&'static str) -> Option<String>, terminal: bool) -> bool {
+    let set = |name| variable(name).filter(|value| !value.is_empty());
+    match variable("WG_COLOR_MODE").as_deref() {
+        Some("always") => true,
+        Some("never") => false,
+        _ if set("NO_COLOR").is_some() => false,
+        _ if set("CLICOLOR_FORCE").is_some_and(|value| value != "0") => true,
+        _ => terminal && variable("TERM").is_none_or(|value| value != "dumb"),
+    }
+}
+
 /// A rate in bits per second: `1.21 Gbit/s`.
-pub(super) fn bit_rate(bits_per_second: f64) -> String {
+pub(crate) fn bit_rate(bits_per_second: f64) -> String {
     const UNITS: [&str; 5] = ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];
     let mut value = bits_per_second.max(0.0);
     let mut unit = 0;
@@ -145,7 +156,7 @@ pub(super) fn bit_rate(bits_per_second: f64) -> String {
 }
 
 /// Text from outside, without what a terminal would act upon.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .map(|character| {
             if character.is_control() {
@@ -161,7 +172,7 @@ pub(super) fn printable(text: &str) -> String {
 ///
 /// # Errors
 /// When the output cannot be written for another reason.
-pub(super) fn print(text: &str) -> Result<bool> {
+pub(crate) fn print(text: &str) -> Result<bool> {
     let mut output = io::stdout().lock();
     match output
         .write_all(text.as_bytes())
@@ -174,7 +185,7 @@ pub(super) fn print(text: &str) -> Result<bool> {
 }
 
 /// Lines of columns, as wide as they need to be; those named in `right` are set to the right. Colours must not be in the cells.
-pub(super) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
+pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
@@ -240,6 +251,35 @@ mod tests {
         assert_eq!(Style::COLOURED.bytes(5), "5 \x1b[36mB\x1b[0m");
         assert_eq!(Style::COLOURED.paint(Tone::Bold, "x"), "\x1b[1mx\x1b[0m");
         assert_eq!(Style::PLAIN.paint(Tone::Bold, "x"), "x");
+    }
+
+    #[test]
+    fn the_environment_decides_on_colours() {
+        let wants = |environment: &[(&str, &str)], terminal| {
+            let variable = |name| {
+                let mut found = environment.iter().filter(|(known, _)| *known == name);
+                found.next().map(|(_, value)| (*value).to_owned())
+            };
+            wants_colours(variable, terminal)
+        };
+        assert!(wants(&[], true) && !wants(&[], false));
+        assert!(wants(&[("TERM", "xterm")], true) && !wants(&[("TERM", "dumb")], true));
+        assert!(!wants(&[("NO_COLOR", "1")], true) && wants(&[("NO_COLOR", "")], true));
+        assert!(wants(&[("CLICOLOR_FORCE", "1")], false));
+        assert!(!wants(&[("CLICOLOR_FORCE", "0")], false));
+        assert!(!wants(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")], true));
+        for (mode, terminal, colours) in [
+            ("always", false, true),
+            ("never", true, false),
+            ("auto", true, true),
+            ("auto", false, false),
+        ] {
+            assert_eq!(wants(&[("WG_COLOR_MODE", mode)], terminal), colours);
+        }
+        assert!(wants(
+            &[("WG_COLOR_MODE", "always"), ("NO_COLOR", "1")],
+            false
+        ));
     }
 
     #[test]

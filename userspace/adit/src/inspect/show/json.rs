@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
-use super::{Row, Tunnel, VERSION, drops, flows_of};
+use super::{Tunnel, VERSION};
 use crate::inspect::answer::{self, XdpDevice};
+use crate::inspect::flows::Row;
 
 #[derive(Serialize)]
 pub(super) struct Report<'a> {
@@ -98,7 +99,7 @@ impl<'a> Interface<'a> {
                     zero_copy: transmit.zero_copy,
                 })
                 .collect(),
-            drops: drops(tunnel).into_iter().collect(),
+            drops: tunnel.drops().into_iter().collect(),
             counters: device
                 .counters
                 .iter()
@@ -129,7 +130,7 @@ impl<'a> Peer<'a> {
             received_bytes: peer.received,
             sent_bytes: peer.sent,
             persistent_keepalive: (peer.keepalive != 0).then_some(peer.keepalive),
-            flows: flows_of(tunnel, peer).collect(),
+            flows: tunnel.flows_of(peer).collect(),
         }
     }
 }
