@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use zeroize::Zeroizing;
 
 use super::Control;
+use crate::instant;
 
 impl Control {
     /// Appends the device and its peers in the order that wg(8) expects.
@@ -19,6 +20,8 @@ impl Control {
         if self.mark != 0 {
             let _ = writeln!(answer, "fwmark={}", self.mark);
         }
+        let uptime = instant().saturating_duration_since(self.started);
+        let _ = writeln!(answer, "adit_uptime_seconds={}", uptime.as_secs());
         self.steerer.describe(answer);
         self.shared.counters.describe(answer);
         let refused = self.device.counters();

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use adit_kernel::udp::{Outcome, Outgoing, SendBatch, UdpError, UdpGroup, UdpOptions};
 use adit_kernel::{clock, netlink};
-use adit_protocol::{Device, Endpoint, Now, Output, PeerId};
+use adit_protocol::{Device, Endpoint, Instant, Now, Output, PeerId};
 use tokio::sync::Notify;
 
 use crate::dataplane::outbound::Outbound;
@@ -39,6 +39,8 @@ pub struct Control {
     port: u16,
     mark: u32,
     up: bool,
+    /// When the daemon began to serve the device.
+    started: Instant,
     steerer: Steerer,
     /// Interfaces, addresses or endpoints may have changed since the steerer was told.
     underlay_changed: bool,
@@ -63,6 +65,7 @@ impl Control {
             port: 0,
             mark: 0,
             up: false,
+            started: instant(),
             steerer,
             underlay_changed: false,
             timers_changed: Arc::new(Notify::new()),
