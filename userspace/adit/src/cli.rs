@@ -11,7 +11,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::dataplane::helper::Helpers;
 use crate::dataplane::transport;
 use crate::steering::options::Underlay;
-use crate::{daemon, inspect, keys, quick, steering};
+use crate::{daemon, inspect, keys, quick, steering, top};
 
 const ENVIRONMENT: &str = "\
 Environment:
@@ -107,6 +107,15 @@ enum Command {
         /// Print JSON; with --watch one object a line
         #[arg(long)]
         json: bool,
+    },
+    /// Watch the peers and flows of a tunnel
+    Top {
+        /// The tunnel; the first one by name if not given
+        #[arg(value_name = "IFACE")]
+        interface: Option<String>,
+        /// Read it every so many seconds
+        #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = pause)]
+        every: Duration,
     },
     /// Say what this machine offers, what is in the way, and how packets would come in
     Doctor {
@@ -215,6 +224,7 @@ pub fn run() -> ExitCode {
             watch,
             json,
         }),
+        Some(Command::Top { interface, every }) => top::run(&top::Options { interface, every }),
         Some(Command::Doctor { underlay, json }) => {
             let underlay = match underlay {
                 Underlay::Auto => None,

@@ -6,6 +6,7 @@
 //! - [`config`]: the file format of `wg-quick(8)`.
 //! - [`quick`]: tunnels from such files, and changes to running ones.
 //! - [`inspect`]: looking at tunnels and at the machine from outside.
+//! - [`top`]: a live view of a tunnel.
 //! - [`cli`]: the command line; [`daemon`] starts a tunnel as `wireguard-go` does.
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ pub mod keys;
 pub mod logging;
 pub mod quick;
 pub mod steering;
+pub mod top;
 pub mod uapi;
 
 /// An error with its causes on one line.
