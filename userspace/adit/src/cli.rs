@@ -11,7 +11,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::dataplane::helper::Helpers;
 use crate::dataplane::transport;
 use crate::steering::options::Underlay;
-use crate::{daemon, inspect, keys, quick, steering, top};
+use crate::{daemon, inspect, keys, metrics, quick, steering, top};
 
 const ENVIRONMENT: &str = "\
 Environment:
@@ -184,6 +184,8 @@ struct TunnelArguments {
     aead: Backend,
     #[command(flatten)]
     steering: steering::options::Options,
+    #[command(flatten)]
+    metrics: metrics::Options,
 }
 
 /// Runs what the command line asks for. Failures are one line on standard error.
@@ -266,6 +268,7 @@ fn start_tunnel(arguments: TunnelArguments) -> anyhow::Result<()> {
         helpers: arguments.helpers,
         aead: arguments.aead,
         steering: arguments.steering,
+        metrics: arguments.metrics,
     })
 }
 

@@ -20,17 +20,17 @@ use anyhow::{Context as _, Result, bail};
 use getrandom::SysRng;
 use rand_core::UnwrapErr;
 use tokio::runtime;
-use tokio::task::LocalSet;
+use tokio::task::{JoinHandle, LocalSet};
 use tracing::level_filters::LevelFilter;
 
 use crate::control::{self, Control, Signals, Sources, Watcher};
 use crate::dataplane::helper::Helpers;
 use crate::dataplane::{Dataplane, Threads, queues, transport};
-use crate::logging;
 use crate::steering::options::XdpTransmit;
 use crate::steering::{self, Steerer};
 use crate::uapi::server;
 use crate::uapi::socket::ConfigurationSocket;
+use crate::{logging, metrics};
 
 /// Tells the daemon's process where to say that it is ready.
 const READY_FD: &str = "ADIT_READY_FD";
@@ -56,6 +56,8 @@ pub struct Options {
     pub aead: Backend,
     /// AF_XDP and what goes with it.
     pub steering: steering::options::Options,
+    /// Whom to tell what is counted.
+    pub metrics: metrics::Options,
 }
 
 /// Runs the tunnel, here or in a daemon.
@@ -151,6 +153,8 @@ fn serve(options: &Options) -> Result<()> {
         Some(fd) => ConfigurationSocket::inherited(fd, &interface),
         None => ConfigurationSocket::create(&interface)?,
     };
+    let metrics = options.metrics.metrics.as_ref();
+    let metrics = metrics.map(metrics::Listener::bind).transpose()?;
     let sources = Sources {
         link: LinkMonitor::new(&tun).context("cannot watch the device")?,
         routes: RouteMonitor::new().context("cannot watch routes")?,
@@ -200,16 +204,40 @@ fn serve(options: &Options) -> Result<()> {
         let (watcher, happenings) = Watcher::start(Arc::clone(&shared), sources)?;
         let listener = tokio::net::UnixListener::from_std(socket.listener()?)?;
         tokio::task::spawn_local(server::serve(listener, Rc::clone(&control)));
+        let metrics =
+            metrics.map(|listener| start_metrics(listener, &control, &interface, options));
+        let metrics = metrics.transpose()?;
         if let Some(ready) = ready {
             report_ready(ready)?;
         }
         let ending = control::run(&control, queues, happenings, &mut signals).await;
         drop(watcher);
+        // So that the task drops its socket, and with it the file.
+        if let Some(metrics) = metrics {
+            metrics.abort();
+        }
         anyhow::Ok(ending)
     })?;
     tracing::info!(interface, reason = %ending, "tunnel device ends");
     drop(threads);
     Ok(())
+}
+
+/// Answers those who read the metrics, until the task is dropped.
+fn start_metrics(
+    listener: metrics::Listener,
+    control: &Rc<RefCell<Control>>,
+    interface: &str,
+    options: &Options,
+) -> Result<JoinHandle<()>> {
+    let peers = options.metrics.metrics_peers;
+    let exporter = metrics::server::Exporter::new(Rc::clone(control), interface.to_owned(), peers)
+        .context("--metrics: cannot read /proc/self/status")?;
+    Ok(tokio::task::spawn_local(async move {
+        if let Err(error) = metrics::server::serve(listener, exporter).await {
+            tracing::error!(error = format!("{error:#}"), "no metrics");
+        }
+    }))
 }
 
 fn ready_pipe() -> Result<Option<PipeWriter>> {

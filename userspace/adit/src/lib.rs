@@ -6,6 +6,7 @@
 //! - [`config`]: the file format of `wg-quick(8)`.
 //! - [`quick`]: tunnels from such files, and changes to running ones.
 //! - [`inspect`]: looking at tunnels and at the machine from outside.
+//! - [`metrics`]: what is counted, for Prometheus.
 //! - [`top`]: a live view of a tunnel.
 //! - [`cli`]: the command line; [`daemon`] starts a tunnel as `wireguard-go` does.
 #![forbid(unsafe_code)]
@@ -18,6 +19,7 @@ pub mod dataplane;
 pub mod inspect;
 pub mod keys;
 pub mod logging;
+pub mod metrics;
 pub mod quick;
 pub mod steering;
 pub mod top;

@@ -20,24 +20,7 @@ impl Control {
         if self.mark != 0 {
             let _ = writeln!(answer, "fwmark={}", self.mark);
         }
-        let uptime = instant().saturating_duration_since(self.started);
-        let _ = writeln!(answer, "adit_uptime_seconds={}", uptime.as_secs());
-        self.steerer.describe(answer);
-        self.shared.counters.describe(answer);
-        let refused = self.device.counters();
-        let handshakes = [
-            ("mac1", refused.invalid_mac1),
-            ("rate_limited", refused.rate_limited),
-            ("cookie_demanded", refused.cookie_replies_sent),
-            ("invalid", refused.invalid_handshake),
-            ("replayed", refused.replayed_initiation),
-            ("flooded", refused.flooded_initiation),
-            ("unknown_index", refused.unknown_index),
-            ("invalid_cookie_reply", refused.invalid_cookie_reply),
-        ];
-        for (reason, count) in handshakes {
-            let _ = writeln!(answer, "adit_drop_handshake_{reason}={count}");
-        }
+        self.describe_state(answer);
         for peer in self.device.peers() {
             hex_line(answer, "public_key", peer.public_key.as_bytes());
             match peer.preshared_key {
@@ -63,6 +46,28 @@ impl Control {
                     prefix.length()
                 );
             }
+        }
+    }
+
+    /// Appends the data path and the counters: nothing secret, nothing of peers.
+    pub(super) fn describe_state(&self, answer: &mut String) {
+        let uptime = instant().saturating_duration_since(self.started);
+        let _ = writeln!(answer, "adit_uptime_seconds={}", uptime.as_secs());
+        self.steerer.describe(answer);
+        self.shared.counters.describe(answer);
+        let refused = self.device.counters();
+        let handshakes = [
+            ("mac1", refused.invalid_mac1),
+            ("rate_limited", refused.rate_limited),
+            ("cookie_demanded", refused.cookie_replies_sent),
+            ("invalid", refused.invalid_handshake),
+            ("replayed", refused.replayed_initiation),
+            ("flooded", refused.flooded_initiation),
+            ("unknown_index", refused.unknown_index),
+            ("invalid_cookie_reply", refused.invalid_cookie_reply),
+        ];
+        for (reason, count) in handshakes {
+            let _ = writeln!(answer, "adit_drop_handshake_{reason}={count}");
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod configure;
 mod describe;
+mod measure;
 mod run;
 mod watcher;
 

@@ -391,6 +391,17 @@ impl Steerer {
         }
     }
 
+    /// Packets that the programs dropped, by reason; nothing where there are none or they cannot be read.
+    pub fn drops(&self) -> Vec<(&'static str, u64)> {
+        let programs = self.programs.as_ref();
+        let drops = programs.and_then(|programs| programs.steering.drops().ok());
+        drops
+            .iter()
+            .flatten()
+            .map(|drop| (drop.reason.name(), drop.packets))
+            .collect()
+    }
+
     /// Appends the data path in use to the answer of `get=1`.
     pub fn describe(&self, answer: &mut String) {
         let attached = self

@@ -1,0 +1,209 @@
+//! `--metrics`: what the daemon counts, for Prometheus and others that read OpenMetrics
+//! (<https://prometheus.io/docs/specs/om/open_metrics_spec/>).
+//!
+//! - [`snapshot`]: the numbers at one moment, as the control thread hands them out.
+//! - `text`: their names, and the text that is read.
+//! - [`server`]: HTTP on a TCP or Unix socket, with bounds on all that a client may take.
+//! - `process`: what the system says of this process.
+//!
+//! Flows are not among them: there is no bound on how many there are. Peers are, up to a number of them.
+
+mod process;
+pub mod server;
+pub mod snapshot;
+mod text;
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use adit_kernel::process::UmaskGuard;
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+/// What the command line says about metrics.
+#[derive(Args, Clone, Debug, Default)]
+#[group(skip)]
+pub struct Options {
+    /// Answer Prometheus at this address, in OpenMetrics
+    #[arg(long, env = "ADIT_METRICS", value_name = "ADDR:PORT|unix:PATH")]
+    pub metrics: Option<Address>,
+    /// Peers with metrics of their own; of the others, only how many there are is told
+    #[arg(
+        long,
+        env = "ADIT_METRICS_PEERS",
+        value_name = "N",
+        default_value_t = 1000
+    )]
+    pub metrics_peers: usize,
+}
+
+/// Where to answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A TCP socket.
+    Tcp(SocketAddr),
+    /// A Unix socket that only the daemon's user may connect to.
+    Unix(PathBuf),
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = PathBuf::from(path);
+            return if path.is_absolute() {
+                Ok(Self::Unix(path))
+            } else {
+                Err("expected an absolute path behind unix:".to_owned())
+            };
+        }
+        text.parse().map(Self::Tcp).map_err(|_| {
+            "expected an IP address and a port, as in 127.0.0.1:9586 or [::1]:9586, or unix:PATH"
+                .to_owned()
+        })
+    }
+}
+
+/// A socket that listens; a Unix socket's file is removed on drop.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    path: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Listens at `address`. The file of a Unix socket that nobody listens on any more is replaced.
+    ///
+    /// # Errors
+    /// In one line: the address is taken, not ours, or the path cannot be had.
+    pub fn bind(address: &Address) -> Result<Self> {
+        match address {
+            Address::Tcp(address) => {
+                let socket =
+                    TcpListener::bind(address).with_context(|| format!("--metrics {address}"))?;
+                socket.set_nonblocking(true)?;
+                Ok(Self {
+                    socket: Socket::Tcp(socket),
+                    path: None,
+                })
+            }
+            Address::Unix(path) => {
+                let context = || format!("--metrics unix:{}", path.display());
+                remove_stale(path).with_context(context)?;
+                let socket = {
+                    // The file must never be open to others, not even between bind and chmod.
+                    let _umask = UmaskGuard::set(0o177);
+                    UnixListener::bind(path).with_context(context)?
+                };
+                socket.set_nonblocking(true)?;
+                Ok(Self {
+                    socket: Socket::Unix(socket),
+                    path: Some(path.clone()),
+                })
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            // Whoever has removed it wanted just that.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+fn remove_stale(path: &Path) -> Result<()> {
+    match UnixStream::connect(path) {
+        Ok(_) => bail!("somebody listens there already"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+        Err(error) => return Err(error.into()),
+    }
+    use std::os::unix::fs::FileTypeExt as _;
+    if !fs::symlink_metadata(path)?.file_type().is_socket() {
+        bail!("the file exists and is not a socket");
+    }
+    Ok(fs::remove_file(path)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn addresses_are_of_two_kinds() {
+        let tcp = |text: &str| Ok(Address::Tcp(text.parse().unwrap()));
+        for text in ["127.0.0.1:9586", "[::1]:1"] {
+            assert_eq!(text.parse(), tcp(text));
+        }
+        let path = Address::Unix(PathBuf::from("/run/adit.sock"));
+        assert_eq!("unix:/run/adit.sock".parse(), Ok(path));
+        for wrong in [
+            "",
+            "9586",
+            ":9586",
+            "localhost:9586",
+            "unix:",
+            "unix:x",
+            "127.0.0.1",
+        ] {
+            assert!(wrong.parse::<Address>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_socket_is_for_its_user_and_leaves_nothing_behind() {
+        let directory = tempdir("sockets");
+        let address = Address::Unix(directory.join("metrics"));
+        let first = Listener::bind(&address).unwrap();
+        let mode = fs::metadata(directory.join("metrics"))
+            .unwrap()
+            .permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600);
+        let refused = format!("{:#}", Listener::bind(&address).unwrap_err());
+        assert!(
+            refused.ends_with("metrics: somebody listens there already"),
+            "{refused}"
+        );
+        drop(first);
+        assert!(!directory.join("metrics").exists());
+        // As after kill -9.
+        drop(UnixListener::bind(directory.join("metrics")).unwrap());
+        drop(Listener::bind(&address).unwrap());
+        fs::write(directory.join("metrics"), "precious").unwrap();
+        let refused = format!("{:#}", Listener::bind(&address).unwrap_err());
+        assert!(refused.ends_with("is not a socket"), "{refused}");
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn an_address_that_is_taken_is_named() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Address::Tcp(taken.local_addr().unwrap());
+        let refused = format!("{:#}", Listener::bind(&address).unwrap_err());
+        assert!(refused.starts_with("--metrics 127.0.0.1:"), "{refused}");
+        assert_eq!(refused.lines().count(), 1);
+    }
+
+    fn tempdir(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("adit-metrics-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir(&path).unwrap();
+        path
+    }
+}
