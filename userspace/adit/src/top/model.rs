@@ -183,10 +183,10 @@ impl Picture {
     /// Indices of the peers that `choice` lets through, in its order.
     pub(super) fn choose_peers(&self, choice: &Choice) -> Vec<usize> {
         let peers = &self.reading.tunnel.device.peers;
-        let filter = choice.filter.to_lowercase();
+        let filter = choice.filter.as_str();
         let mut chosen: Vec<usize> = (0..peers.len())
             .filter(|&index| !choice.active_only || self.is_active(&peers[index]))
-            .filter(|&index| filter.is_empty() || matches_peer(&peers[index], &filter))
+            .filter(|&index| filter.is_empty() || matches_peer(&peers[index], filter))
             .collect();
         let compare = |&a: &usize, &b: &usize| {
             let ordering = self.compare_peers(choice.sort, a, b);
@@ -282,17 +282,23 @@ fn datagrams(tunnel: &Tunnel, names: [&str; 2]) -> Option<u64> {
     counts.map(|(_, count)| *count).reduce(u64::saturating_add)
 }
 
-/// Whether a peer's key, endpoint or prefixes contain `filter`, which is in lower case.
+/// Whether a peer's key, endpoint or prefixes contain `filter`. Letter case counts for keys if there is a capital in it, as
+/// it does where a whole key is given: others differ from it in case alone.
 fn matches_peer(peer: &answer::Peer, filter: &str) -> bool {
-    let key = || peer.public_key.to_base64().to_lowercase();
-    let endpoint = || peer.endpoint.map(|endpoint| endpoint.to_string());
-    let prefixes = || {
-        let mut prefixes = peer.allowed_ips.iter();
-        prefixes.any(|(address, length)| format!("{address}/{length}").contains(filter))
+    let mut key = peer.public_key.to_base64();
+    if !filter.contains(|c: char| c.is_ascii_uppercase()) {
+        key.make_ascii_lowercase();
+    }
+    let lower = filter.to_ascii_lowercase();
+    let in_endpoint = || {
+        let endpoint = peer.endpoint.map(|endpoint| endpoint.to_string());
+        endpoint.is_some_and(|endpoint| endpoint.contains(&lower))
     };
-    key().contains(filter)
-        || endpoint().is_some_and(|endpoint| endpoint.contains(filter))
-        || prefixes()
+    let in_prefixes = || {
+        let mut prefixes = peer.allowed_ips.iter();
+        prefixes.any(|(address, length)| format!("{address}/{length}").contains(&lower))
+    };
+    key.contains(filter) || in_endpoint() || in_prefixes()
 }
 
 /// What peers are sorted by.
@@ -351,7 +357,7 @@ pub(super) struct Choice {
     pub(super) sort: Sort,
     /// The other way round.
     pub(super) reversed: bool,
-    /// Part of a key, endpoint, or prefix; any letter case.
+    /// Part of a key, endpoint, or prefix.
     pub(super) filter: String,
     /// Only peers with a session.
     pub(super) active_only: bool,
@@ -538,7 +544,9 @@ pub(super) mod tests {
         let key = picture.reading.tunnel.device.peers[0]
             .public_key
             .to_base64();
-        assert_eq!(chosen(&key.to_uppercase(), false), [0]);
+        assert_eq!(chosen(&key, false), [0]);
+        assert_eq!(chosen(&key.to_lowercase(), false), [0]);
+        assert!(chosen(&key.replace('Q', "q"), false).is_empty());
         assert!(chosen("nowhere", false).is_empty());
         let flows = |filter: &str| {
             picture.choose_flows(&Choice {
