@@ -1,9 +1,14 @@
 //! Whole screens, drawn from readings that are always the same.
 
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::pty::openpty;
+use nix::sys::termios::{LocalFlags, tcgetattr};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::buffer::Buffer;
@@ -199,6 +204,48 @@ fn without_colours_nothing_is_coloured() {
             .any(|cell| cell.fg != Color::Reset || cell.bg != Color::Reset);
         assert_eq!(coloured, expected);
     }
+}
+
+/// A panic leaves the terminal as it was; the message is to be read on it. Where the program is built to abort, nothing but
+/// the hook has a chance to do that, so that the guard is not let do it here.
+#[test]
+fn a_panic_restores_the_terminal() {
+    const PANICS: &str = "ADIT_TEST_PANIC_ON_TERMINAL";
+    if std::env::var_os(PANICS).is_some() {
+        std::mem::forget(super::Screen::open().unwrap());
+        panic!("on purpose");
+    }
+    let pair = openpty(None, None).unwrap();
+    let line = || Stdio::from(pair.slave.try_clone().unwrap());
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "--nocapture",
+            "top::tests::a_panic_restores_the_terminal",
+        ])
+        .env(PANICS, "1")
+        .stdin(line())
+        .stdout(line())
+        .stderr(line())
+        .spawn()
+        .unwrap();
+    let mut written = Vec::new();
+    let mut master = File::from(pair.master);
+    let mut chunk = [0; 4096];
+    while !String::from_utf8_lossy(&written).contains("on purpose") {
+        let length = master.read(&mut chunk).unwrap();
+        written.extend_from_slice(&chunk[..length]);
+    }
+    let modes = tcgetattr(&pair.slave).unwrap().local_flags;
+    assert!(modes.contains(LocalFlags::ECHO | LocalFlags::ICANON));
+    let written = String::from_utf8_lossy(&written);
+    let (taken, given) = written.split_once("\x1b[?1049l").unwrap();
+    assert!(taken.contains("\x1b[?1049h"));
+    let (cursor, message) = given.split_once("\x1b[?25h").unwrap();
+    assert!(!cursor.contains("on purpose") && message.contains("on purpose"));
+    // Nobody reads what else it says.
+    drop(master);
+    child.wait().unwrap();
 }
 
 /// The drawing in the documents shows what the program shows.
