@@ -115,6 +115,47 @@ fn show_prints_what_wg_does() -> Result<()> {
     pair.check_running()
 }
 
+/// Colours are those of `wg show`, too, where there are any.
+#[test]
+fn show_colours_as_wg_does() -> Result<()> {
+    let pair = connected()?;
+    let (namespace, interface) = (&pair.left.namespace, pair.left.interface());
+    let coloured = |program: &std::path::Path| -> Result<String> {
+        let mut command = namespace.command(program);
+        command.args(["show", interface]);
+        Ok(output(command.env("WG_COLOR_MODE", "always"))?.stdout)
+    };
+    let plain = |line: &str| {
+        let mut parts = line.split("\x1b[");
+        let first = parts.next().unwrap_or_default().to_owned();
+        let rest = parts.filter_map(|part| part.split_once('m'));
+        rest.fold(first, |line, (_, text)| line + text)
+    };
+    // wg sets one attribute at a time, and begins with none.
+    let theirs = coloured("wg".as_ref())?.replace("\x1b[32m\x1b[1m", "\x1b[32;1m");
+    let theirs = theirs.replace("\x1b[33m\x1b[1m", "\x1b[33;1m");
+    let theirs = theirs.trim_start_matches("\x1b[0m");
+    let ours = coloured(&adit_path()?)?;
+    // Of times and counts, the units alone.
+    let fixed = |line: &str| line.replace(|c: char| c.is_ascii_digit() || c == '.', "");
+    let is_volatile = |line: &str| timeless(&plain(line)) != plain(line);
+    let expected: Vec<_> = theirs.lines().filter(|line| !is_volatile(line)).collect();
+    let shown: Vec<_> = ours
+        .lines()
+        .filter(|line| !is_own(&plain(line)) && !is_volatile(line))
+        .collect();
+    ensure!(shown == expected, "{ours:?}\n--- wg:\n{theirs:?}");
+    let transfer = |text: &str| {
+        let mut lines = text.lines().filter(|line| line.contains("transfer"));
+        lines.next().map(fixed)
+    };
+    ensure!(
+        transfer(&ours).is_some() && transfer(&ours) == transfer(theirs),
+        "{ours:?}"
+    );
+    Ok(())
+}
+
 /// The same as JSON, without secrets.
 #[test]
 fn show_as_json() -> Result<()> {

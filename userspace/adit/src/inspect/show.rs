@@ -213,7 +213,7 @@ fn peer_listing(text: &mut String, tunnel: &Tunnel, peer: &Peer, now: u64, style
 }
 
 fn heading(text: &mut String, style: Style, tone: Tone, key: &str, value: &str) {
-    let (key, value) = (style.paint(tone, key), style.paint(tone, value));
+    let (key, value) = (style.paint_bold(tone, key), style.paint(tone, value));
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{key}: {value}");
 }
@@ -321,7 +321,7 @@ peer: {first}
     #[test]
     fn names_and_units_are_coloured() {
         let text = listing(&tunnel(), 1063, Style::COLOURED);
-        assert!(text.starts_with("\x1b[32minterface\x1b[0m: \x1b[32mwg0\x1b[0m\n"));
+        assert!(text.starts_with("\x1b[32;1minterface\x1b[0m: \x1b[32mwg0\x1b[0m\n"));
         assert!(text.contains("10.0.0.2\x1b[36m/\x1b[0m32"));
     }
 

@@ -69,6 +69,16 @@ impl Style {
         }
     }
 
+    /// `text`, coloured and bold if there are colours.
+    pub(crate) fn paint_bold(self, tone: Tone, text: &str) -> String {
+        if self.colour {
+            let (tone, bold) = (tone.parameters(), Tone::Bold.parameters());
+            format!("\x1b[{tone};{bold}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+
     /// A number of bytes: `1.21 KiB`.
     pub(crate) fn bytes(self, bytes: u64) -> String {
         const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
