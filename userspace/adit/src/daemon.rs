@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result, bail};
 use getrandom::SysRng;
 use rand_core::UnwrapErr;
 use tokio::runtime;
-use tokio::task::{JoinHandle, LocalSet};
+use tokio::task::LocalSet;
 use tracing::level_filters::LevelFilter;
 
 use crate::control::{self, Control, Signals, Sources, Watcher};
@@ -204,40 +204,22 @@ fn serve(options: &Options) -> Result<()> {
         let (watcher, happenings) = Watcher::start(Arc::clone(&shared), sources)?;
         let listener = tokio::net::UnixListener::from_std(socket.listener()?)?;
         tokio::task::spawn_local(server::serve(listener, Rc::clone(&control)));
-        let metrics =
-            metrics.map(|listener| start_metrics(listener, &control, &interface, options));
-        let metrics = metrics.transpose()?;
+        if let Some(listener) = metrics {
+            let (control, interface) = (Rc::clone(&control), interface.clone());
+            let peers = options.metrics.metrics_peers;
+            let task = metrics::server::serve(listener, control, interface, peers);
+            tokio::task::spawn_local(task.context("--metrics")?);
+        }
         if let Some(ready) = ready {
             report_ready(ready)?;
         }
         let ending = control::run(&control, queues, happenings, &mut signals).await;
         drop(watcher);
-        // So that the task drops its socket, and with it the file.
-        if let Some(metrics) = metrics {
-            metrics.abort();
-        }
         anyhow::Ok(ending)
     })?;
     tracing::info!(interface, reason = %ending, "tunnel device ends");
     drop(threads);
     Ok(())
-}
-
-/// Answers those who read the metrics, until the task is dropped.
-fn start_metrics(
-    listener: metrics::Listener,
-    control: &Rc<RefCell<Control>>,
-    interface: &str,
-    options: &Options,
-) -> Result<JoinHandle<()>> {
-    let peers = options.metrics.metrics_peers;
-    let exporter = metrics::server::Exporter::new(Rc::clone(control), interface.to_owned(), peers)
-        .context("--metrics: cannot read /proc/self/status")?;
-    Ok(tokio::task::spawn_local(async move {
-        if let Err(error) = metrics::server::serve(listener, exporter).await {
-            tracing::error!(error = format!("{error:#}"), "no metrics");
-        }
-    }))
 }
 
 fn ready_pipe() -> Result<Option<PipeWriter>> {

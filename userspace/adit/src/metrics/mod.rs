@@ -24,6 +24,8 @@ use adit_kernel::process::UmaskGuard;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
+use process::Process;
+
 /// What the command line says about metrics.
 #[derive(Args, Clone, Debug, Default)]
 #[group(skip)]
@@ -69,11 +71,12 @@ impl FromStr for Address {
     }
 }
 
-/// A socket that listens; a Unix socket's file is removed on drop.
+/// A socket that listens, and whatever else answers need to have open; a Unix socket's file is removed on drop.
 #[derive(Debug)]
 pub struct Listener {
     socket: Socket,
-    path: Option<PathBuf>,
+    file: Option<SocketFile>,
+    process: Process,
 }
 
 #[derive(Debug)]
@@ -88,6 +91,7 @@ impl Listener {
     /// # Errors
     /// In one line: the address is taken, not ours, or the path cannot be had.
     pub fn bind(address: &Address) -> Result<Self> {
+        let process = Process::new().context("--metrics: cannot open /proc/self/status")?;
         match address {
             Address::Tcp(address) => {
                 let socket =
@@ -95,7 +99,8 @@ impl Listener {
                 socket.set_nonblocking(true)?;
                 Ok(Self {
                     socket: Socket::Tcp(socket),
-                    path: None,
+                    file: None,
+                    process,
                 })
             }
             Address::Unix(path) => {
@@ -109,19 +114,22 @@ impl Listener {
                 socket.set_nonblocking(true)?;
                 Ok(Self {
                     socket: Socket::Unix(socket),
-                    path: Some(path.clone()),
+                    file: Some(SocketFile(path.clone())),
+                    process,
                 })
             }
         }
     }
 }
 
-impl Drop for Listener {
+/// The file of a socket of ours.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            // Whoever has removed it wanted just that.
-            let _ = fs::remove_file(path);
-        }
+        // Whoever has removed it wanted just that.
+        let _ = fs::remove_file(&self.0);
     }
 }
 

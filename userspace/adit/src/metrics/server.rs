@@ -1,8 +1,7 @@
 //! HTTP for those who read the metrics.
 //!
 //! It runs on the control thread, so that nothing here may take long, and a client may take nothing that others need: there
-//! are at most [`CONNECTIONS`] of them, each for [`PATIENCE`] at most and for one request, and the text is made anew at most
-//! every [`FRESH`].
+//! are at most 16 of them, each for ten seconds and one request, and the text is made anew at most four times a second.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -11,7 +10,6 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
@@ -40,8 +38,7 @@ const FRESH: Duration = Duration::from_millis(250);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Answers from one device.
-#[derive(Debug)]
-pub struct Exporter<D> {
+struct Exporter<D> {
     device: Rc<RefCell<D>>,
     interface: String,
     peers: usize,
@@ -57,20 +54,6 @@ struct Latest {
 }
 
 impl<D: Measurable + 'static> Exporter<D> {
-    /// For tunnel `interface`, with at most `peers` peers one by one.
-    ///
-    /// # Errors
-    /// When there is no /proc.
-    pub fn new(device: Rc<RefCell<D>>, interface: String, peers: usize) -> io::Result<Self> {
-        Ok(Self {
-            device,
-            interface,
-            peers,
-            process: Process::new()?,
-            latest: RefCell::default(),
-        })
-    }
-
     fn text(&self) -> String {
         let mut latest = self.latest.borrow_mut();
         if latest.made.is_none_or(|made| made.elapsed() >= FRESH) {
@@ -118,44 +101,60 @@ fn status(status: StatusCode) -> Response<String> {
     response
 }
 
-/// Answers until the task is dropped.
+/// Answers for tunnel `interface`, with at most `peers` peers one by one, until the task is dropped. To be called in a runtime,
+/// and before a sandbox closes; the task itself opens nothing.
 ///
 /// # Errors
-/// When the socket cannot be used at all.
-pub async fn serve<D: Measurable + 'static>(
+/// When the socket cannot be waited for.
+pub fn serve<D: Measurable + 'static>(
     listener: Listener,
-    exporter: Exporter<D>,
-) -> Result<()> {
-    let exporter = Rc::new(exporter);
-    // The guard removes the socket's file in the end.
-    match &listener.socket {
-        Socket::Tcp(socket) => {
-            let socket = tokio::net::TcpListener::from_std(socket.try_clone()?)?;
-            let mut connections = Connections::default();
-            loop {
-                match socket.accept().await {
-                    Ok((stream, _)) => connections.add(stream, &exporter),
-                    Err(error) => rest(&error).await,
-                }
+    device: Rc<RefCell<D>>,
+    interface: String,
+    peers: usize,
+) -> io::Result<impl Future<Output = ()>> {
+    let Listener {
+        socket,
+        file,
+        process,
+    } = listener;
+    let exporter = Rc::new(Exporter {
+        device,
+        interface,
+        peers,
+        process,
+        latest: RefCell::default(),
+    });
+    let socket = match socket {
+        Socket::Tcp(socket) => Acceptor::Tcp(tokio::net::TcpListener::from_std(socket)?),
+        Socket::Unix(socket) => Acceptor::Unix(tokio::net::UnixListener::from_std(socket)?),
+    };
+    Ok(async move {
+        // Removed when the task is dropped.
+        let _file = file;
+        let mut connections = Connections::default();
+        loop {
+            let accepted = match &socket {
+                Acceptor::Tcp(socket) => socket
+                    .accept()
+                    .await
+                    .map(|(stream, _)| connections.add(stream, &exporter)),
+                Acceptor::Unix(socket) => socket
+                    .accept()
+                    .await
+                    .map(|(stream, _)| connections.add(stream, &exporter)),
+            };
+            if let Err(error) = accepted {
+                // Out of file descriptors, most likely; accepting again at once would spin.
+                tracing::warn!(%error, "cannot accept a connection for metrics");
+                tokio::time::sleep(Duration::from_millis(200)).await;
             }
         }
-        Socket::Unix(socket) => {
-            let socket = tokio::net::UnixListener::from_std(socket.try_clone()?)?;
-            let mut connections = Connections::default();
-            loop {
-                match socket.accept().await {
-                    Ok((stream, _)) => connections.add(stream, &exporter),
-                    Err(error) => rest(&error).await,
-                }
-            }
-        }
-    }
+    })
 }
 
-/// Out of file descriptors, most likely; accepting again at once would spin.
-async fn rest(error: &io::Error) {
-    tracing::warn!(%error, "cannot accept a connection for metrics");
-    tokio::time::sleep(Duration::from_millis(200)).await;
+enum Acceptor {
+    Tcp(tokio::net::TcpListener),
+    Unix(tokio::net::UnixListener),
 }
 
 /// The clients of now, oldest first.
@@ -234,13 +233,13 @@ mod tests {
         };
         let address = socket.local_addr().unwrap();
         let device = Rc::new(RefCell::new(Counted::default()));
-        let exporter = Exporter::new(Rc::clone(&device), "wg0".to_owned(), 1).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {
-            let server = tokio::task::spawn_local(serve(listener, exporter));
+            let task = serve(listener, Rc::clone(&device), "wg0".to_owned(), 1).unwrap();
+            let server = tokio::task::spawn_local(task);
             clients(address).await;
             assert!(!server.is_finished());
         });
