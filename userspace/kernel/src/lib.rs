@@ -19,6 +19,8 @@
 //! | [`clock`] | `CLOCK_BOOTTIME`, wall clock |
 //! | [`process`] | sessions, umask, inherited descriptors |
 //! | [`alloc`] | an allocator that counts per thread |
+//!
+//! With the feature `fuzzing` there is also `fuzzing`, by which tests of other crates reach private readers.
 
 pub mod alloc;
 pub mod bpf;
@@ -26,6 +28,8 @@ pub mod clock;
 pub mod epoll;
 pub mod ethtool;
 pub mod event;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod inotify;
 pub mod netlink;
 pub mod netns;

@@ -5,6 +5,8 @@
 
 mod address;
 mod cmsg;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod group;
 mod memory;
 mod receive;

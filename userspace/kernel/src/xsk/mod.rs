@@ -31,6 +31,8 @@
 //! | [`frame`] | outer headers |
 
 pub mod frame;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod mapped;
 mod outgoing;
 mod queue;

@@ -17,7 +17,7 @@ use crate::sys::invalid;
 
 /// Most packets [`Receiver::receive`] hands out at once.
 pub const BATCH: usize = LIMIT as usize;
-const LIMIT: u32 = 256;
+pub(super) const LIMIT: u32 = 256;
 
 /// What a receiver is to be.
 #[derive(Clone, Debug)]

@@ -162,7 +162,7 @@ impl<M: Memory> Consumer<M> {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod plain {
     //! A ring in plain memory, for tests.
 
@@ -201,7 +201,7 @@ pub(crate) mod plain {
         type Cursor = AtomicU32;
 
         fn capacity(&self) -> u32 {
-            u32::try_from(self.0.slots.len()).unwrap()
+            u32::try_from(self.0.slots.len()).expect("made of a u32")
         }
 
         fn producer(&self) -> &AtomicU32 {
