@@ -21,6 +21,8 @@ mod auto;
 mod avx2;
 mod aws_lc;
 mod backend;
+#[cfg(all(feature = "fuzzing", target_arch = "x86_64"))]
+mod emulated;
 #[cfg(target_arch = "x86_64")]
 mod groups;
 #[cfg(target_arch = "x86_64")]
@@ -34,6 +36,8 @@ mod wycheproof;
 use std::fmt;
 
 pub use self::backend::Backend;
+#[cfg(all(feature = "fuzzing", target_arch = "x86_64"))]
+pub use self::emulated::EmulatedKey;
 #[cfg(target_arch = "x86_64")]
 use self::{groups::by_length, lanes::Common};
 

@@ -25,7 +25,7 @@
 
 mod avx512;
 mod chacha20;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 mod emulated;
 mod field;
 mod poly1305;
@@ -33,7 +33,7 @@ mod poly1305;
 mod tests;
 mod vector;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(super) use self::emulated::Emulated;
 
 use zeroize::Zeroize as _;
