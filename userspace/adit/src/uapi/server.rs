@@ -9,8 +9,8 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use zeroize::{Zeroize as _, Zeroizing};
@@ -60,24 +60,35 @@ pub async fn serve<D: Configurable + 'static>(listener: UnixListener, device: Rc
         }
         let device = Rc::clone(&device);
         connections.push_back(tokio::task::spawn_local(async move {
-            if let Err(error) = Connection::new(stream).run(&device).await {
+            if let Err(error) = converse(stream, &device).await {
                 tracing::debug!(%error, "configuration connection ended");
             }
         }));
     }
 }
 
+/// Serves one client until it closes or breaks the protocol.
+///
+/// # Errors
+/// The stream failed, or the client neither sent nor took anything for a minute.
+pub async fn converse<D: Configurable>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    device: &RefCell<D>,
+) -> io::Result<()> {
+    Connection::new(stream).run(device).await
+}
+
 /// One client: its stream and what was read ahead of it.
-struct Connection {
-    stream: UnixStream,
+struct Connection<S> {
+    stream: S,
     /// Keys pass through here, hence fixed (never moved) and wiped.
     buffer: Zeroizing<Vec<u8>>,
     start: usize,
     end: usize,
 }
 
-impl Connection {
-    fn new(stream: UnixStream) -> Self {
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    fn new(stream: S) -> Self {
         Self {
             stream,
             buffer: Zeroizing::new(vec![0; BUFFER]),
@@ -86,7 +97,6 @@ impl Connection {
         }
     }
 
-    /// Serves operations until the client closes or breaks the protocol.
     async fn run<D: Configurable>(mut self, device: &RefCell<D>) -> io::Result<()> {
         loop {
             let operation = match self.line().await? {
@@ -211,6 +221,8 @@ enum Line<'a> {
 mod tests {
     use std::time::Instant;
 
+    use tokio::net::UnixStream;
+
     use super::*;
 
     #[derive(Default)]
@@ -230,7 +242,7 @@ mod tests {
     }
 
     /// Runs the bytes through one connection; the answer, and the operations applied.
-    fn converse(request: &[u8]) -> (String, Vec<Vec<Setting>>) {
+    fn conversation(request: &[u8]) -> (String, Vec<Vec<Setting>>) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -256,7 +268,7 @@ mod tests {
                 };
                 tokio::join!(send, receive).1
             };
-            let (served, answer) = tokio::join!(Connection::new(server).run(&device), talk);
+            let (served, answer) = tokio::join!(converse(server, &device), talk);
             let _ = served;
             (answer, device.into_inner().operations)
         })
@@ -264,8 +276,9 @@ mod tests {
 
     #[test]
     fn several_operations_on_one_connection() {
-        let (answer, operations) =
-            converse(b"get=1\n\nset=1\nlisten_port=7\n\nset=1\nfwmark=1\nreplace_peers=true\n\n");
+        let (answer, operations) = conversation(
+            b"get=1\n\nset=1\nlisten_port=7\n\nset=1\nfwmark=1\nreplace_peers=true\n\n",
+        );
         assert_eq!(answer, "listen_port=1\nerrno=0\n\nerrno=0\n\nerrno=0\n\n");
         assert_eq!(operations.iter().map(Vec::len).collect::<Vec<_>>(), [1, 2]);
     }
@@ -273,17 +286,17 @@ mod tests {
     #[test]
     fn what_stands_before_a_wrong_line_is_applied_and_the_rest_is_not() {
         let (answer, operations) =
-            converse(b"set=1\nlisten_port=7\nnonsense=1\nfwmark=1\n\nget=1\n\n");
+            conversation(b"set=1\nlisten_port=7\nnonsense=1\nfwmark=1\n\nget=1\n\n");
         assert_eq!(answer, "errno=-22\n\nlisten_port=1\nerrno=0\n\n");
         assert_eq!(operations.iter().map(Vec::len).collect::<Vec<_>>(), [1]);
-        assert_eq!(converse(b"set=1\nnonsense\n\n").0, "errno=-71\n\n");
+        assert_eq!(conversation(b"set=1\nnonsense\n\n").0, "errno=-71\n\n");
     }
 
     #[test]
     fn a_client_that_leaves_in_the_middle_changes_nothing() {
-        let (answer, operations) = converse(b"set=1\nlisten_port=7\n");
+        let (answer, operations) = conversation(b"set=1\nlisten_port=7\n");
         assert_eq!((answer.as_str(), operations.len()), ("", 0));
-        let (answer, operations) = converse(b"set=1\nlisten_po");
+        let (answer, operations) = conversation(b"set=1\nlisten_po");
         assert_eq!((answer.as_str(), operations.len()), ("", 0));
     }
 
@@ -291,10 +304,10 @@ mod tests {
     fn endless_lines_and_other_bytes_end_the_connection() {
         let mut megabyte = b"set=1\nprivate_key=".to_vec();
         megabyte.resize(1 << 20, b'0');
-        assert_eq!(converse(&megabyte).0, "errno=-71\n\n");
-        assert_eq!(converse(b"\xff\xfe\x00\n\n").0, "errno=-71\n\n");
-        assert_eq!(converse(b"hello\n\n").0, "errno=-71\n\n");
-        assert_eq!(converse(b"").0, "");
+        assert_eq!(conversation(&megabyte).0, "errno=-71\n\n");
+        assert_eq!(conversation(b"\xff\xfe\x00\n\n").0, "errno=-71\n\n");
+        assert_eq!(conversation(b"hello\n\n").0, "errno=-71\n\n");
+        assert_eq!(conversation(b"").0, "");
     }
 
     #[test]
