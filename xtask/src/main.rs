@@ -4,6 +4,7 @@
 mod bench;
 mod build_ebpf;
 mod demo;
+mod fuzz;
 mod setup;
 mod stage;
 mod test;
@@ -28,6 +29,8 @@ enum Task {
     Bench(bench::Options),
     /// Build the eBPF programs, or check that the committed object is up to date
     BuildEbpf(build_ebpf::Options),
+    /// Feed every parser and state machine what no test thought of
+    Fuzz(fuzz::Options),
     /// Run every check and test, as continuous integration does
     Test(test::Options),
 }
@@ -48,6 +51,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo(options) => demo::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::BuildEbpf(options) => build_ebpf::run(options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Test(options) => test::run_stages(&options),
     }
 }

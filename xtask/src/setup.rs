@@ -12,7 +12,7 @@ use crate::cargo;
 use crate::stage::{run, say};
 
 /// Programs that are used, and the Debian packages they are in.
-const PROGRAMS: [(&str, &str); 15] = [
+const PROGRAMS: [(&str, &str); 16] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("ping", "iputils-ping"),
@@ -28,6 +28,7 @@ const PROGRAMS: [(&str, &str); 15] = [
     ("ethtool", "ethtool"),
     ("bpftool", "bpftool"),
     ("valgrind", "valgrind"),
+    ("c++", "g++"),
 ];
 
 /// A program from crates.io, built into the target directory.

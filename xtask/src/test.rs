@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::stage::{run, say, stage};
-use crate::{build_ebpf, cargo, demo, setup};
+use crate::{build_ebpf, cargo, demo, fuzz, setup};
 
 /// What `cargo xtask test` can be told.
 #[derive(Debug, Args)]
@@ -32,13 +32,14 @@ enum Stage {
     Ebpf,
     Unit,
     Instructions,
+    Fuzz,
     Build,
     Demo,
     System,
 }
 
 impl Stage {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Setup,
         Self::Format,
         Self::Dependencies,
@@ -48,6 +49,7 @@ impl Stage {
         Self::Build,
         Self::Unit,
         Self::Instructions,
+        Self::Fuzz,
         Self::Demo,
         Self::System,
     ];
@@ -62,6 +64,7 @@ impl Stage {
             Self::Ebpf => "eBPF object against its source",
             Self::Unit => "unit tests",
             Self::Instructions => "instructions of the hot path",
+            Self::Fuzz => "fuzzing, half a minute",
             Self::Build => "release build",
             Self::Demo => "demonstration",
             Self::System => "system tests",
@@ -100,6 +103,7 @@ impl Stage {
                 "--bench",
                 "instructions",
             ])?),
+            Self::Fuzz => fuzz::run(&fuzz::Options::short()),
             Self::Build => adit_path().map(drop),
             Self::Demo => demo::run(&demo::Options::short()),
             Self::System => run(&mut system_tests(options)?),
@@ -139,7 +143,7 @@ pub(crate) fn run_stages(options: &Options) -> Result<()> {
     let wanted = |stage: &Stage| {
         let slow = matches!(
             stage,
-            Stage::Dependencies | Stage::Ebpf | Stage::Instructions | Stage::Demo
+            Stage::Dependencies | Stage::Ebpf | Stage::Instructions | Stage::Fuzz | Stage::Demo
         );
         if options.only.is_empty() {
             !(options.quick && slow)
