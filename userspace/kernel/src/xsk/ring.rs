@@ -144,9 +144,10 @@ impl<M: Memory> Consumer<M> {
         let mut ready = self.produced.wrapping_sub(self.next);
         if ready < limit {
             // Acquire: pairs with the producer's release, so the entries are there.
-            self.produced = self.memory.producer().load(Ordering::Acquire);
-            // A cursor out of bounds would be the kernel's bug; never read more than there is memory for.
-            ready = self.produced.wrapping_sub(self.next).min(capacity);
+            let produced = self.memory.producer().load(Ordering::Acquire);
+            // A cursor out of bounds would be the kernel's bug; never read more than there is memory for, nor remember it.
+            ready = produced.wrapping_sub(self.next).min(capacity);
+            self.produced = self.next.wrapping_add(ready);
         }
         let count = ready.min(limit);
         for _ in 0..count {
@@ -311,6 +312,19 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::VecDeque;
+
+    #[test]
+    fn a_cursor_out_of_bounds_is_never_good_for_more_than_the_ring_holds() {
+        for ahead in [5, 1000, u32::MAX - 4, u32::MAX] {
+            let ring = PlainRing::<u64>::new(4, 7);
+            let mut consumer = Consumer::new(ring.clone());
+            ring.producer()
+                .store(7_u32.wrapping_add(ahead), Ordering::Release);
+            for _ in 0..5 {
+                assert!(consumer.pop(64, |_| ()) <= 4, "{ahead}");
+            }
+        }
+    }
 
     #[test]
     fn a_full_ring_takes_no_more_and_loses_nothing() {
