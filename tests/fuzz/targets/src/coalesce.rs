@@ -20,7 +20,7 @@ pub(crate) const ALL: Offloads = Offloads {
 };
 
 /// Packets of one batch, and batches for one coalescer.
-const PACKETS: usize = 200;
+const PACKETS: usize = 140;
 const BATCHES: usize = 3;
 
 /// The bytes say which packets there are and what is wrong with them.
@@ -48,7 +48,7 @@ pub fn run(bytes: &[u8]) {
     });
     let mut batches = vec![vec![]];
     let mut bytes = 0;
-    while !script.is_empty() && bytes < 400_000 {
+    while !script.is_empty() && bytes < 150_000 {
         let full = batches.last().is_some_and(|batch| batch.len() == PACKETS);
         if full || script.peek() == 0xff {
             if batches.len() == BATCHES {

@@ -9,7 +9,7 @@ use adit_kernel::xsk::FrameSize;
 use crate::script::Script;
 
 /// Entries of each ring: fewer than a receiver takes at once, or more.
-const CAPACITIES: [u32; 3] = [4, 32, 128];
+const CAPACITIES: [u32; 3] = [4, 32, 512];
 const STEPS: usize = 400;
 
 /// The bytes are steps of both sides.
