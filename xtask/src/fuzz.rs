@@ -1,7 +1,7 @@
 //! Fuzzers: built with the sanitizers of the compiler at hand, run side by side, and counted.
 //!
 //! They are libFuzzer's, as cargo-fuzz makes them, but without cargo-fuzz: coverage instrumentation is a stable option of
-//! the compiler, and AddressSanitizer an unstable one that `RUSTC_BOOTSTRAP` opens. So one stable tool chain does it all.
+//! the compiler, and sanitizers are unstable ones that `RUSTC_BOOTSTRAP` opens. So one stable tool chain does it all.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -18,16 +18,19 @@ use clap::Args;
 use crate::stage::{run as run_command, say};
 use crate::{cargo, workspace};
 
-/// What cargo-fuzz gives the compiler: count every edge, and tell libFuzzer what is compared with what.
-const COVERAGE: [&str; 5] = [
+/// What cargo-fuzz gives the compiler: count every edge of the program's flow.
+const COVERAGE: [&str; 4] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
     "-Cllvm-args=-sanitizer-coverage-pc-table",
-    "-Cllvm-args=-sanitizer-coverage-trace-compares",
 ];
-/// What finds accesses out of bounds and leaks.
-const SANITIZER: &str = "-Zsanitizer=address";
+/// Tells libFuzzer what is compared with what; not together with AddressSanitizer, whose own comparisons it would tell of.
+const COMPARISONS: &str = "-Cllvm-args=-sanitizer-coverage-trace-compares";
+/// What finds leaks, and costs next to nothing.
+const LEAKS: &str = "-Zsanitizer=leak";
+/// What finds accesses out of bounds, and leaks.
+const ADDRESSES: &str = "-Zsanitizer=address";
 
 /// Longest input in bytes; scripts are shorter, and no target gains from more.
 const LONGEST: usize = 4096;
@@ -47,6 +50,9 @@ pub(crate) struct Options {
     /// How many targets run at a time; as many as there are cores if not given
     #[arg(long)]
     jobs: Option<usize>,
+    /// Build with AddressSanitizer: slower, and of use only for what has `unsafe` (aead)
+    #[arg(long)]
+    address_sanitizer: bool,
     /// Afterwards keep a small selection of what was found in tests/fuzz/corpus, to be committed
     #[arg(long)]
     keep: bool,
@@ -59,6 +65,7 @@ impl Options {
             targets: Vec::new(),
             seconds: 4,
             jobs: None,
+            address_sanitizer: false,
             keep: false,
         }
     }
@@ -118,7 +125,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         );
     }
     say("Building the fuzzers (the first time takes minutes) …");
-    let programs = build(&folders, &targets)?;
+    let programs = build(&folders, &targets, options.address_sanitizer)?;
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let jobs = options.jobs.unwrap_or(cores).clamp(1, targets.len());
     say(&format!(
@@ -164,7 +171,7 @@ fn chosen(folders: &Folders, wanted: &[String]) -> Result<Vec<String>> {
 }
 
 /// Builds the fuzzers and returns where they are.
-fn build(folders: &Folders, targets: &[String]) -> Result<PathBuf> {
+fn build(folders: &Folders, targets: &[String], address_sanitizer: bool) -> Result<PathBuf> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let ask = |arguments: &[&str]| -> Result<String> {
         let output = Command::new(&rustc)
@@ -179,12 +186,21 @@ fn build(folders: &Folders, targets: &[String]) -> Result<PathBuf> {
         .find_map(|line| line.strip_prefix("host: "))
         .context("rustc does not name its host")?;
     let libraries = ask(&["--print", "target-libdir"])?;
+    let libraries = Path::new(libraries.trim());
     let mut flags = COVERAGE.to_vec();
-    if has_sanitizer(Path::new(libraries.trim())) {
-        flags.push(SANITIZER);
+    let build = if address_sanitizer {
+        if !has_library(libraries, "rt.asan") {
+            bail!("this tool chain has no AddressSanitizer; rustup's has");
+        }
+        flags.push(ADDRESSES);
+        folders.build.join("address")
     } else {
-        say("This tool chain has no AddressSanitizer (rustup's has one): only panics are found.");
-    }
+        flags.push(COMPARISONS);
+        if has_library(libraries, "rt.lsan") {
+            flags.push(LEAKS);
+        }
+        folders.build.clone()
+    };
     flags.push("--cfg=fuzzing");
     // Naming the target keeps the flags away from build scripts.
     let mut command = cargo(&["build", "--release", "--quiet", "--target", host])?;
@@ -192,7 +208,7 @@ fn build(folders: &Folders, targets: &[String]) -> Result<PathBuf> {
         .arg("--manifest-path")
         .arg(folders.sources.join("Cargo.toml"))
         .arg("--target-dir")
-        .arg(&folders.build)
+        .arg(&build)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .env_remove("RUSTFLAGS");
@@ -200,15 +216,15 @@ fn build(folders: &Folders, targets: &[String]) -> Result<PathBuf> {
         command.args(["--bin", target]);
     }
     run_command(&mut command)?;
-    Ok(folders.build.join(host).join("release"))
+    Ok(build.join(host).join("release"))
 }
 
-/// Whether the compiler's libraries include the run-time part of AddressSanitizer.
-fn has_sanitizer(libraries: &Path) -> bool {
+/// Whether the compiler's libraries include one of this name.
+fn has_library(libraries: &Path, name: &str) -> bool {
     fs::read_dir(libraries).is_ok_and(|files| {
         files
             .flatten()
-            .any(|file| file.file_name().to_string_lossy().contains("rt.asan"))
+            .any(|file| file.file_name().to_string_lossy().contains(name))
     })
 }
 

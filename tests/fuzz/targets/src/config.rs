@@ -42,9 +42,10 @@ fn secrets(text: &str) -> Vec<String> {
     let is_secret = |name: &str| name == "privatekey" || name == "presharedkey";
     // What also stands somewhere else is none.
     let elsewhere = |value: &str| {
-        pairs
+        let named = pairs
             .iter()
-            .any(|(name, other)| !is_secret(name) && other.contains(value))
+            .filter(|(name, other)| is_secret(name) && other == value);
+        text.matches(value).count() != named.count()
     };
     let secrets = pairs.iter().filter(|(name, value)| {
         let telling = value.len() >= 12 && value.bytes().any(|byte| !b"*-= ^|_".contains(&byte));
