@@ -18,6 +18,7 @@
 //! | [`inotify`] | removal of one file |
 //! | [`clock`] | `CLOCK_BOOTTIME`, wall clock |
 //! | [`process`] | sessions, umask, inherited descriptors |
+//! | [`sandbox`] | capabilities, seccomp, Landlock, memory that stays where it is |
 //! | [`alloc`] | an allocator that counts per thread |
 //!
 //! With the feature `fuzzing` there is also `fuzzing`, by which tests of other crates reach private readers.
@@ -35,6 +36,7 @@ pub mod netlink;
 pub mod netns;
 pub mod poll;
 pub mod process;
+pub mod sandbox;
 mod sys;
 pub mod tun;
 pub mod udp;
