@@ -1,4 +1,4 @@
-//! An hour of tunnel life, in milliseconds.
+//! Hours of tunnel life, in milliseconds.
 
 use crate::sim::{Net, Node, Weather, millis, number_of, secs};
 use adit_protocol::Limits;
@@ -47,6 +47,35 @@ fn talk(net: &mut Net, pairs: &[(usize, usize)], duration: std::time::Duration) 
         net.run(secs(pause));
     }
     sent
+}
+
+/// One side sends every ten seconds, the other answers now and then: each session is used until its end.
+#[test]
+fn a_day_of_renewals_loses_nothing() {
+    let mut net = Net::pair(24);
+    let day = secs(24 * 3600);
+    let mut sent = [0; 2];
+    while net.time < day {
+        net.send(0, 1, 100).unwrap();
+        sent[1] += 1;
+        if net.rng.chance(20) {
+            net.send(1, 0, 100).unwrap();
+            sent[0] += 1;
+        }
+        net.run(secs(10));
+        assert!(net.nodes.iter().all(|node| node.live_keys() <= 3));
+    }
+    for (node, sent) in net.nodes.iter().zip(sent) {
+        assert_eq!(node.received.len(), sent);
+        assert_delivered_once(node);
+        assert_sent_in_order(node);
+        // Sessions are renewed by the first or second packet after 120 s.
+        let renewals = node.completed();
+        assert!(
+            (24 * 3600 / 141..=24 * 3600 / 119).contains(&renewals),
+            "{renewals}"
+        );
+    }
 }
 
 #[test]
