@@ -26,6 +26,8 @@ mod roaming;
 mod scale;
 mod super_packets;
 mod top;
+#[cfg(target_arch = "x86_64")]
+mod system_call;
 mod traffic;
 mod uapi_protocol;
 mod wg_quick;

@@ -3,17 +3,15 @@
 use std::fs;
 use std::os::fd::AsFd as _;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use adit_kernel::xsk::{FrameSize, Receiver, ReceiverOptions, Umem};
 use adit_tests::command::run;
 use adit_tests::tunnel::Site;
-use adit_tests::wait::wait_for;
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::ptrace;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+#[cfg(target_arch = "x86_64")]
+use crate::system_call::call;
 use crate::xdp_tools::pinned;
 
 /// Number of the descriptor of the daemon's AF_XDP socket: of all its sockets, the one whose rings are mapped.
@@ -64,53 +62,7 @@ pub(crate) fn mislead(site: &Site) -> Result<Receiver> {
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn close_descriptor(pid: u32, descriptor: u64) -> Result<()> {
     let pid = Pid::from_raw(i32::try_from(pid)?);
-    ptrace::seize(pid, ptrace::Options::empty())?;
-    // Let go of whatever comes: a traced process would stay stopped.
-    let closed = wait_for(
-        "thread inside a system call",
-        Duration::from_secs(10),
-        || close_if_waiting(pid, descriptor).transpose(),
-    );
-    ptrace::detach(pid, None)?;
-    closed?
-}
-
-/// `None` if the thread did not wait in a system call, and was let go on.
-#[cfg(target_arch = "x86_64")]
-fn close_if_waiting(pid: Pid, descriptor: u64) -> Result<Option<()>> {
-    ptrace::interrupt(pid)?;
-    wait_stopped(pid)?;
-    let before = ptrace::getregs(pid)?;
-    // The address is a number for `ptrace`, not a pointer of ours.
-    let instruction = before.rip.wrapping_sub(2);
-    let bytes = ptrace::read(pid, instruction as *mut _)?.to_le_bytes();
-    // `syscall`, which the thread has just executed and waits in.
-    if bytes[..2] != [0x0f, 0x05] {
-        ptrace::cont(pid, None)?;
-        return Ok(None);
-    }
-    let mut call = before;
-    call.rip = instruction;
-    call.rax = u64::try_from(nix::libc::SYS_close)?;
-    call.rdi = descriptor;
-    // Not a system call to be restarted.
-    call.orig_rax = u64::MAX;
-    ptrace::setregs(pid, call)?;
-    ptrace::step(pid, None)?;
-    wait_stopped(pid)?;
-    let result = ptrace::getregs(pid)?.rax;
-    ptrace::setregs(pid, before)?;
-    ensure!(result == 0, "close returned {result:#x}");
-    Ok(Some(()))
-}
-
-#[cfg(target_arch = "x86_64")]
-fn wait_stopped(pid: Pid) -> Result<()> {
-    let status = waitpid(pid, Some(WaitPidFlag::__WALL))?;
-    let stopped = matches!(
-        status,
-        WaitStatus::Stopped(..) | WaitStatus::PtraceEvent(..)
-    );
-    ensure!(stopped, "{status:?}");
+    let result = call(pid, nix::libc::SYS_close, [descriptor, 0, 0, 0])?;
+    ensure!(result == 0, "close returned {result}");
     Ok(())
 }
