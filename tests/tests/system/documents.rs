@@ -10,11 +10,12 @@ use adit_tests::command::run;
 use anyhow::{Context as _, Result, bail, ensure};
 
 /// Documents outside of [`FOLDERS`].
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
 ];
 const FOLDERS: [&str; 2] = ["userspace/adit/docs", "userspace/adit/packaging"];
 
@@ -41,6 +42,43 @@ pub(crate) fn blocks(document: &str) -> Vec<Block<'_>> {
         }
     }
     blocks
+}
+
+/// The rows of the table in a document whose headings begin with these, each in cells.
+pub(crate) fn table(path: &str, headings: &[&str]) -> Result<Vec<Vec<String>>> {
+    let text = prose(&read(path)?);
+    let cells = |line: &str| -> Option<Vec<String>> {
+        let inside = line.strip_prefix('|')?.strip_suffix('|')?;
+        Some(
+            inside
+                .split('|')
+                .map(|cell| cell.trim().to_owned())
+                .collect(),
+        )
+    };
+    let mut lines = text.lines().map(cells);
+    let columns = lines
+        .find_map(|row| {
+            row.filter(|row| {
+                row.iter()
+                    .zip(headings)
+                    .all(|(cell, heading)| cell == heading)
+            })
+        })
+        .with_context(|| format!("{path} has no table {headings:?}"))?
+        .len();
+    // Below the headings is a line of hyphens.
+    let rows: Vec<_> = lines.skip(1).map_while(|row| row).collect();
+    ensure!(
+        rows.iter().all(|row| row.len() == columns),
+        "{path}: {headings:?} has rows of different length"
+    );
+    Ok(rows)
+}
+
+/// What stands in backticks in a line.
+pub(crate) fn code_spans(line: &str) -> impl Iterator<Item = &str> {
+    line.split('`').skip(1).step_by(2)
 }
 
 /// A document without its fenced blocks.

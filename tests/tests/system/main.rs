@@ -23,6 +23,7 @@ mod quick_changes;
 mod quick_failures;
 mod readme;
 mod roaming;
+mod sandbox;
 mod scale;
 mod super_packets;
 mod top;

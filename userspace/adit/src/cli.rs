@@ -11,7 +11,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::dataplane::helper::Helpers;
 use crate::dataplane::transport;
 use crate::steering::options::Underlay;
-use crate::{daemon, inspect, keys, metrics, quick, steering, top};
+use crate::{daemon, inspect, keys, metrics, quick, sandbox, steering, top};
 
 const ENVIRONMENT: &str = "\
 Environment:
@@ -182,6 +182,9 @@ struct TunnelArguments {
         value_parser = transport::parse
     )]
     aead: Backend,
+    /// Whether the daemon gives up what it does not need after the start
+    #[arg(long, env = "ADIT_SANDBOX", value_enum, default_value_t)]
+    sandbox: sandbox::Mode,
     #[command(flatten)]
     steering: steering::options::Options,
     #[command(flatten)]
@@ -267,6 +270,7 @@ fn start_tunnel(arguments: TunnelArguments) -> anyhow::Result<()> {
         queues: arguments.queues.map(usize::from),
         helpers: arguments.helpers,
         aead: arguments.aead,
+        sandbox: arguments.sandbox,
         steering: arguments.steering,
         metrics: arguments.metrics,
     })

@@ -26,6 +26,7 @@ use tracing::level_filters::LevelFilter;
 use crate::control::{self, Control, Signals, Sources, Watcher};
 use crate::dataplane::helper::Helpers;
 use crate::dataplane::{Dataplane, Threads, queues, transport};
+use crate::sandbox::{self, Needs, Role, Sandbox};
 use crate::steering::options::XdpTransmit;
 use crate::steering::{self, Steerer};
 use crate::uapi::server;
@@ -54,6 +55,8 @@ pub struct Options {
     pub helpers: Helpers,
     /// The AEAD implementation; `Auto` for the fastest.
     pub aead: Backend,
+    /// Whether the daemon confines itself.
+    pub sandbox: sandbox::Mode,
     /// AF_XDP and what goes with it.
     pub steering: steering::options::Options,
     /// Whom to tell what is counted.
@@ -168,10 +171,12 @@ fn serve(options: &Options) -> Result<()> {
     let mtu = tun.mtu().context("cannot read the device's MTU")?;
 
     let mut device = Device::new(Box::new(UnwrapErr(SysRng)));
+    let sandbox = Sandbox::new(options.sandbox);
     let (shared, queues) = Dataplane::new(
         tun,
         further_tuns,
         options.helpers,
+        sandbox.clone(),
         mtu,
         device.sessions(),
         device.routes(),
@@ -186,6 +191,13 @@ fn serve(options: &Options) -> Result<()> {
         ..UdpOptions::default()
     };
     let steerer = Steerer::start(options.steering.clone(), &interface, Arc::clone(&shared))?;
+    let _limits = sandbox.enter(&Needs {
+        socket: socket.path(),
+        metrics: metrics.as_ref().and_then(metrics::Listener::path),
+        programs: steerer.has_programs(),
+        pins: steerer.pinned_at(),
+        af_xdp: steerer.may_steer(),
+    });
     let control = Rc::new(RefCell::new(Control::new(
         device,
         Arc::clone(&shared),
@@ -210,6 +222,7 @@ fn serve(options: &Options) -> Result<()> {
             let task = metrics::server::serve(listener, control, interface, peers);
             tokio::task::spawn_local(task.context("--metrics")?);
         }
+        sandbox.confine(Role::Control);
         if let Some(ready) = ready {
             report_ready(ready)?;
         }

@@ -8,6 +8,7 @@
 //! - [`inspect`]: looking at tunnels and at the machine from outside.
 //! - [`metrics`]: what is counted, for Prometheus.
 //! - [`top`]: a live view of a tunnel.
+//! - [`sandbox`]: what the daemon gives up when it is set up.
 //! - [`cli`]: the command line; [`daemon`] starts a tunnel as `wireguard-go` does.
 #![forbid(unsafe_code)]
 
@@ -21,6 +22,7 @@ pub mod keys;
 pub mod logging;
 pub mod metrics;
 pub mod quick;
+pub mod sandbox;
 pub mod steering;
 pub mod top;
 pub mod uapi;

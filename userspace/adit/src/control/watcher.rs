@@ -18,6 +18,7 @@ use anyhow::Context as _;
 use tokio::sync::mpsc;
 
 use crate::dataplane::Dataplane;
+use crate::sandbox::Role;
 
 /// Routes often change many at a time; that they changed is told when so much time has passed.
 const ROUTES_SETTLE: Duration = Duration::from_millis(200);
@@ -104,6 +105,7 @@ struct Watching {
 
 impl Watching {
     fn run(mut self) {
+        self.shared.sandbox.confine(Role::Events);
         if let Err(error) = self.watch() {
             tracing::error!(%error, "cannot watch device, routes and socket any more");
         }

@@ -51,7 +51,9 @@ impl Egress {
     /// When the system gives no more threads.
     pub(super) fn new(shared: Arc<Dataplane>, queue: usize) -> anyhow::Result<Self> {
         let name = format!("seal-{queue}");
-        let pipeline = Pipeline::start(shared.helpers, &name, || Box::new(Batch::new()))?;
+        let pipeline = Pipeline::start(shared.helpers, &shared.sandbox, &name, || {
+            Box::new(Batch::new())
+        })?;
         let outbound = Outbound::with_path(Path::new(Arc::clone(&shared), queue));
         Ok(Self {
             shared,

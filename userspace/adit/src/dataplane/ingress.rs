@@ -57,7 +57,12 @@ impl Ingress {
     /// When the system gives no more threads.
     pub(super) fn new(shared: Arc<Dataplane>, queue: usize) -> anyhow::Result<Self> {
         let parcel = || Box::new(Parcel::new(&shared.sessions));
-        let pipeline = Pipeline::start(shared.helpers, &format!("open-{queue}"), parcel)?;
+        let pipeline = Pipeline::start(
+            shared.helpers,
+            &shared.sandbox,
+            &format!("open-{queue}"),
+            parcel,
+        )?;
         Ok(Self {
             queue,
             parcel: parcel(),

@@ -50,6 +50,7 @@ use self::counters::Counters;
 use self::helper::Helpers;
 use self::transmit::TransmitterChange;
 use self::transport::TransportKey;
+use crate::sandbox::{Role, Sandbox};
 
 /// A session whose keys are of the batch AEAD.
 pub type Session = adit_protocol::Session<TransportKey>;
@@ -150,6 +151,8 @@ pub struct Dataplane {
     handshakes: mpsc::Sender<HandshakeMessage>,
     inboxes: Box<[Inbox]>,
     helpers: Helpers,
+    /// What threads give up.
+    pub sandbox: Sandbox,
     stopping: AtomicBool,
 }
 
@@ -198,6 +201,7 @@ impl Dataplane {
         tun: Tun,
         further_tuns: Vec<Tun>,
         helpers: Helpers,
+        sandbox: Sandbox,
         mtu: u32,
         sessions: Arc<SessionTable>,
         routes: Arc<Routes>,
@@ -220,6 +224,7 @@ impl Dataplane {
             handshakes,
             inboxes: inboxes?,
             helpers,
+            sandbox,
             stopping: AtomicBool::new(false),
         };
         let queues = Queues {
@@ -368,9 +373,13 @@ impl Threads {
             0 => direction.to_owned(),
             _ => format!("{direction}-{queue}"),
         };
+        let sandbox = self.shared.sandbox.clone();
         let thread = thread::Builder::new()
             .name(name.clone())
-            .spawn(work)
+            .spawn(move || {
+                sandbox.confine(Role::Data);
+                work();
+            })
             .with_context(|| format!("cannot start the {name} thread"))?;
         self.threads.push(thread);
         Ok(())

@@ -120,6 +120,11 @@ impl Listener {
             }
         }
     }
+
+    /// The file of a Unix socket.
+    pub fn path(&self) -> Option<&Path> {
+        Some(&self.file.as_ref()?.0)
+    }
 }
 
 /// The file of a socket of ours.

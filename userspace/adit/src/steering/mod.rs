@@ -17,6 +17,7 @@ mod watchdog;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use adit_kernel::bpf::{
@@ -108,6 +109,21 @@ impl Steerer {
         };
         steerer.demand_named_devices()?;
         Ok(steerer)
+    }
+
+    /// Whether the eBPF programs are loaded.
+    pub fn has_programs(&self) -> bool {
+        self.programs.is_some()
+    }
+
+    /// Whether AF_XDP sockets may be opened, now or later.
+    pub fn may_steer(&self) -> bool {
+        self.has_programs() && self.options.datapath != Datapath::Socket
+    }
+
+    /// Where the maps are pinned.
+    pub fn pinned_at(&self) -> Option<&Path> {
+        self.programs.as_ref()?.steering.pinned_at()
     }
 
     /// `--datapath xdp --underlay DEV`: what is demanded of a device that is named is tried before

@@ -16,7 +16,8 @@ pub fn forbid_new_privileges() -> io::Result<()> {
     Ok(())
 }
 
-/// Keeps memory out of core dumps, and other processes without `CAP_SYS_PTRACE` from reading it.
+/// Keeps memory out of core dumps, and other processes from reading it, unless they have
+/// `CAP_SYS_PTRACE` or `CAP_PERFMON`.
 ///
 /// # Errors
 /// When the system refuses.

@@ -29,6 +29,7 @@ use clap::ValueEnum;
 use self::judge::{Effort, Judge};
 use self::slots::{SLOTS, Slots};
 use crate::instant;
+use crate::sandbox::{Role, Sandbox};
 
 /// How long a helper waits for the next batch before it sleeps, in nanoseconds. Batches of a flow
 /// that keeps a thread busy are less than half of that apart, and waking a core from idle takes
@@ -104,6 +105,7 @@ impl<T: Work> Pipeline<T> {
     /// When the system gives no more threads.
     pub(super) fn start(
         helpers: Helpers,
+        sandbox: &Sandbox,
         name: &str,
         batch: impl Fn() -> Box<T>,
     ) -> anyhow::Result<Option<Self>> {
@@ -126,7 +128,11 @@ impl<T: Work> Pipeline<T> {
             .name(name.to_owned())
             .spawn({
                 let shared = Arc::clone(&shared);
-                move || shared.help()
+                let sandbox = sandbox.clone();
+                move || {
+                    sandbox.confine(Role::Helper);
+                    shared.help();
+                }
             })
             .with_context(|| format!("cannot start the {name} thread"))?;
         Ok(Some(Self {
@@ -374,7 +380,7 @@ mod tests {
 
     fn pipeline() -> Pipeline<Number> {
         let batch = Box::<Number>::default;
-        Pipeline::start(Helpers::Always, "test-helper", batch)
+        Pipeline::start(Helpers::Always, &Sandbox::none(), "test-helper", batch)
             .unwrap()
             .unwrap()
     }
@@ -491,7 +497,12 @@ mod tests {
         }
         drop(pipeline);
         drop(super::tests::pipeline());
-        let none = Pipeline::start(Helpers::Off, "none", Box::<Number>::default);
+        let none = Pipeline::start(
+            Helpers::Off,
+            &Sandbox::none(),
+            "none",
+            Box::<Number>::default,
+        );
         assert!(none.unwrap().is_none());
     }
 }
