@@ -12,7 +12,7 @@ use adit_tests::daemon::Options;
 use adit_tests::ping::ping_all;
 use adit_tests::tunnel::{Family, Pair, WAN};
 use adit_tests::wait::wait_until;
-use adit_tests::{Daemon, Namespace};
+use adit_tests::{Daemon, Implementation, Namespace};
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
@@ -72,15 +72,19 @@ fn start(namespace: &Namespace, arguments: &[&str]) -> Result<Daemon> {
         ..Options::default()
     };
     let daemon = Daemon::start(namespace, &options)?;
-    let wanted = if confined { "2" } else { "0" };
-    wait_until("threads confined", Duration::from_secs(10), || {
-        threads(&daemon).is_ok_and(|threads| {
-            threads.iter().all(|thread| {
-                status(&daemon, thread.id, "Seccomp").is_ok_and(|mode| mode == wanted)
-            })
-        })
-    })?;
+    wait_confined(&daemon, if confined { "2" } else { "0" })?;
     Ok(daemon)
+}
+
+/// Waits until all threads have this `Seccomp`.
+fn wait_confined(daemon: &Daemon, wanted: &str) -> Result<()> {
+    wait_until("threads confined", Duration::from_secs(10), || {
+        threads(daemon).is_ok_and(|threads| {
+            threads
+                .iter()
+                .all(|thread| status(daemon, thread.id, "Seccomp").is_ok_and(|mode| mode == wanted))
+        })
+    })
 }
 
 /// The rows of the table in SECURITY.md that begins with this heading.
@@ -173,6 +177,57 @@ fn the_process_is_what_the_document_says() -> Result<()> {
             ensure!(left == ours, "without: {file} {name} is {left}, not {ours}");
         }
     }
+    Ok(())
+}
+
+/// Under systemd the daemon has what it keeps, and may confine itself.
+#[test]
+fn the_unit_gives_what_the_daemon_keeps() -> Result<()> {
+    let unit = documents::read("userspace/adit/packaging/adit@.service")?;
+    let setting = |name: &str| -> BTreeSet<&str> {
+        let lines = unit.lines().filter_map(|line| line.strip_prefix(name));
+        lines.flat_map(|line| line[1..].split(' ')).collect()
+    };
+    let given = setting("CapabilityBoundingSet");
+    for row in documents::table("SECURITY.md", &["thread", "data path"])? {
+        for name in code_spans(&row[2]) {
+            ensure!(given.contains(name), "the unit does not give {name}");
+        }
+    }
+    let calls = setting("SystemCallFilter");
+    for call in [
+        "seccomp",
+        "landlock_create_ruleset",
+        "landlock_restrict_self",
+    ] {
+        ensure!(calls.contains(call), "the unit does not allow {call}");
+    }
+
+    let namespace = Namespace::new()?;
+    let given: Vec<_> = given
+        .iter()
+        .filter_map(|name| name.strip_prefix("CAP_"))
+        .map(|name| format!("+{}", name.to_lowercase()))
+        .collect();
+    let command = format!(
+        "setpriv --bounding-set=-all,{} --inh-caps=-all {} %i",
+        given.join(","),
+        Implementation::Adit.program()?.display()
+    );
+    let options = Options {
+        command: Some(command),
+        ..Options::default()
+    };
+    let daemon = Daemon::start(&namespace, &options)?;
+    wait_confined(&daemon, "2")?;
+    let said = daemon.log_text();
+    ensure!(!said.contains("WARN"), "{said}");
+    let main = i32::try_from(daemon.pid())?;
+    let (effective, bounding) = (
+        status(&daemon, main, "CapEff")?,
+        status(&daemon, main, "CapBnd")?,
+    );
+    ensure!(effective != bounding, "CAP_SETPCAP was there: no test");
     Ok(())
 }
 
