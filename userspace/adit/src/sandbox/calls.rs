@@ -185,6 +185,7 @@ const BPF: &[u32] = &[
     2,  // MAP_UPDATE_ELEM
     3,  // MAP_DELETE_ELEM
     4,  // MAP_GET_NEXT_KEY
+    13, // PROG_GET_FD_BY_ID: the kernel refuses it without CAP_SYS_ADMIN, which need not be logged
     15, // OBJ_GET_INFO_BY_FD
     28, // LINK_CREATE
 ];

@@ -99,7 +99,8 @@ impl Sandbox {
         if self.mode != Mode::Off {
             protect_memory();
         }
-        self.give_up(needs.capabilities(), &needs.files())
+        let now = CapabilitySet::current().unwrap_or_default();
+        self.give_up(needs.capabilities(now), &needs.files())
     }
 
     /// Limits the calling thread to the system calls of its role. If it is a data thread or a helper,

@@ -28,8 +28,8 @@ pub struct Needs<'a> {
 }
 
 impl<'a> Needs<'a> {
-    /// The capabilities.
-    pub(super) fn capabilities(&self) -> CapabilitySet {
+    /// The capabilities, out of those that are there now.
+    pub(super) fn capabilities(&self, now: CapabilitySet) -> CapabilitySet {
         let always = CapabilitySet::EMPTY
             // Marks and buffer sizes of sockets, links of programs, the device's own settings.
             .with(Capability::NetAdmin)
@@ -39,14 +39,19 @@ impl<'a> Needs<'a> {
             .with(Capability::NetBroadcast)
             // Memory stays locked however much of it there will be.
             .with(Capability::IpcLock);
-        let programs = match self.programs {
-            true => always.with(Capability::Bpf),
-            false => always,
-        };
-        match self.af_xdp {
-            true => programs.with(Capability::NetRaw),
-            false => programs,
+        let mut needed = always;
+        if self.programs {
+            // Before Linux 5.8, and in some containers, it is this one that lets us use maps.
+            let bpf = match now.has(Capability::Bpf) {
+                true => Capability::Bpf,
+                false => Capability::SysAdmin,
+            };
+            needed = needed.with(bpf);
         }
+        if self.af_xdp {
+            needed = needed.with(Capability::NetRaw);
+        }
+        now.and(needed)
     }
 
     /// The files.
@@ -89,32 +94,55 @@ mod tests {
         }
     }
 
+    /// What root has; the kernel may know no `CAP_BPF`.
+    fn root(bpf: bool) -> CapabilitySet {
+        let old = [
+            Capability::NetBindService,
+            Capability::NetBroadcast,
+            Capability::NetAdmin,
+            Capability::NetRaw,
+            Capability::IpcLock,
+            Capability::SysAdmin,
+        ];
+        let old = old
+            .into_iter()
+            .fold(CapabilitySet::EMPTY, CapabilitySet::with);
+        match bpf {
+            true => old.with(Capability::Bpf).with(Capability::Perfmon),
+            false => old,
+        }
+    }
+
     #[test]
     fn the_less_is_done_the_less_is_kept() {
         let needs = least();
-        assert!(!needs.capabilities().has(Capability::Bpf));
-        assert!(!needs.capabilities().has(Capability::NetRaw));
+        assert!(!needs.capabilities(root(true)).has(Capability::Bpf));
+        assert!(!needs.capabilities(root(true)).has(Capability::NetRaw));
         assert_eq!(needs.files().len(), 2);
         let needs = Needs {
             programs: true,
             pins: Some(Path::new("/sys/fs/bpf/adit/wg0/v1")),
             ..least()
         };
-        assert!(needs.capabilities().has(Capability::Bpf));
-        assert!(!needs.capabilities().has(Capability::NetRaw));
+        assert!(needs.capabilities(root(true)).has(Capability::Bpf));
+        assert!(!needs.capabilities(root(true)).has(Capability::NetRaw));
         let tunnel = (Path::new("/sys/fs/bpf/adit/wg0"), FileAccess::ListAndRemove);
         assert!(needs.files().contains(&tunnel));
     }
 
     #[test]
-    fn what_root_can_do_beyond_networks_is_never_kept() {
+    fn what_root_can_do_beyond_networks_is_kept_only_for_want_of_less() {
         let all = Needs {
             programs: true,
             af_xdp: true,
             ..least()
         };
         for never in [Capability::SysAdmin, Capability::Perfmon] {
-            assert!(!all.capabilities().has(never));
+            assert!(!all.capabilities(root(true)).has(never));
         }
+        assert!(all.capabilities(root(false)).has(Capability::SysAdmin));
+        assert!(!least().capabilities(root(false)).has(Capability::SysAdmin));
+        let none = all.capabilities(CapabilitySet::EMPTY);
+        assert_eq!(none, CapabilitySet::EMPTY);
     }
 }
