@@ -26,9 +26,9 @@ mod roaming;
 mod sandbox;
 mod scale;
 mod super_packets;
-mod top;
 #[cfg(target_arch = "x86_64")]
 mod system_call;
+mod top;
 mod traffic;
 mod uapi_protocol;
 mod wg_quick;

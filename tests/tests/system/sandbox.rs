@@ -14,7 +14,8 @@ use adit_tests::tunnel::{Family, Pair, WAN};
 use adit_tests::wait::wait_until;
 use adit_tests::{Daemon, Implementation, Namespace};
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::documents::{self, code_spans};
 use crate::xdp::{NATIVE, STEERING_LIMIT, Wire, connect, receives_by, wait_steering};
@@ -256,6 +257,23 @@ fn memory_cannot_be_read_by_lesser_processes() -> Result<()> {
     Ok(())
 }
 
+/// A signal for the process comes to any of its threads, and its handler makes system calls there.
+#[test]
+fn every_thread_passes_a_signal_on() -> Result<()> {
+    let namespace = Namespace::new()?;
+    for name in ["adit", "egress", "ingress", "seal-0", "open-0", "events"] {
+        let mut daemon = start(&namespace, &[])?;
+        let threads = threads(&daemon)?;
+        let thread = threads.iter().find(|thread| thread.name == name);
+        let thread = thread.with_context(|| format!("no thread {name}"))?;
+        // The kernel gives it to the thread that is named if that can have it.
+        kill(Pid::from_raw(thread.id), Signal::SIGTERM)?;
+        let status = daemon.wait().context(name)?;
+        ensure!(status.success(), "{name}: {status}");
+    }
+    Ok(())
+}
+
 /// Access violations and `abort` end the daemon, also where their handling needs system calls.
 #[test]
 fn a_broken_daemon_ends() -> Result<()> {
@@ -441,7 +459,6 @@ fn tests_in(text: &str) -> BTreeSet<&str> {
 #[cfg(target_arch = "x86_64")]
 mod injected {
     use nix::libc::{self, c_long};
-    use nix::unistd::Pid;
 
     use super::*;
     use crate::system_call::{call, call_with_path};
@@ -461,7 +478,6 @@ mod injected {
             "mount" => libc::SYS_mount,
             "openat" => libc::SYS_openat,
             "process_vm_readv" => libc::SYS_process_vm_readv,
-            "sendto" => libc::SYS_sendto,
             "setns" => libc::SYS_setns,
             "setuid" => libc::SYS_setuid,
             "socket" => libc::SYS_socket,

@@ -54,6 +54,8 @@ const RUNTIME: &[Call] = &[
     Call::any(SYS_rt_sigreturn),
     Call::any(SYS_sched_getaffinity),
     Call::any(SYS_sched_yield),
+    // How the handler of SIGTERM tells the control thread: it runs on any thread.
+    Call::any(SYS_sendto),
     Call::any(SYS_sigaltstack),
     Call::with(SYS_tgkill, 2, &[libc::SIGABRT.unsigned_abs()]),
     Call::any(SYS_write),
@@ -73,7 +75,6 @@ const DATA: &[Call] = &[
     Call::any(SYS_recvfrom),
     Call::any(SYS_recvmmsg),
     Call::any(SYS_sendmmsg),
-    Call::any(SYS_sendto),
     Call::any(SYS_writev),
 ];
 
@@ -83,7 +84,6 @@ const EVENTS: &[Call] = &[
     Call::any(SYS_getsockname),
     Call::any(SYS_ppoll),
     Call::any(SYS_recvmsg),
-    Call::any(SYS_sendto),
     Call::any(SYS_statx),
     Call::with(SYS_fcntl, 1, DESCRIPTORS),
     Call::with(
@@ -126,7 +126,6 @@ const CONTROL: &[Call] = &[
     Call::any(SYS_recvfrom),
     Call::any(SYS_recvmsg),
     Call::any(SYS_sendmmsg),
-    Call::any(SYS_sendto),
     Call::with(SYS_setsockopt, 1, OPTION_LEVELS),
     Call::any(SYS_shutdown),
     Call::with(SYS_socket, 0, FAMILIES),
