@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::env::{self, VarError};
-use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
+use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
 use std::os::fd::{OwnedFd, RawFd};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
@@ -152,23 +152,34 @@ fn serve(options: &Options) -> Result<()> {
         tracing::warn!(queues, wanted, "the device has fewer queues than wanted");
     }
     let interface = tun.name().to_owned();
-    let socket = match number_from_environment("WG_UAPI_FD")? {
+    // Before the socket, whose file says to many that the device is ready: whatever happens to the
+    // device from then on is noticed.
+    let link = LinkMonitor::new(&tun).context("cannot watch the device")?;
+    let mtu = tun.mtu().context("cannot read the device's MTU")?;
+    let metrics = options.metrics.metrics.as_ref();
+    let metrics = metrics.map(metrics::Listener::bind).transpose()?;
+    let inherited = number_from_environment("WG_UAPI_FD")?;
+    let ours = inherited.is_none();
+    let socket = match inherited {
         Some(fd) => ConfigurationSocket::inherited(fd, &interface),
         None => ConfigurationSocket::create(&interface)?,
     };
-    let metrics = options.metrics.metrics.as_ref();
-    let metrics = metrics.map(metrics::Listener::bind).transpose()?;
+    let watch = match FileWatch::new(socket.path()) {
+        Err(error) if ours && error.kind() == io::ErrorKind::NotFound => {
+            tracing::info!(interface, "the configuration socket was removed at once");
+            return Ok(());
+        }
+        watch => watch.with_context(|| format!("cannot watch {}", socket.path().display()))?,
+    };
     let sources = Sources {
-        link: LinkMonitor::new(&tun).context("cannot watch the device")?,
+        link,
         routes: RouteMonitor::new().context("cannot watch routes")?,
         neighbours: match options.steering.xdp_transmit {
             XdpTransmit::Off => None,
             _ => Some(NeighbourMonitor::new().context("cannot watch neighbours")?),
         },
-        socket: FileWatch::new(socket.path())
-            .with_context(|| format!("cannot watch {}", socket.path().display()))?,
+        socket: watch,
     };
-    let mtu = tun.mtu().context("cannot read the device's MTU")?;
 
     let mut device = Device::new(Box::new(UnwrapErr(SysRng)));
     let sandbox = Sandbox::new(options.sandbox);
