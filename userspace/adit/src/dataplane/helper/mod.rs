@@ -405,8 +405,10 @@ mod tests {
             while let Some(done) = pipeline.finished() {
                 check(pipeline, done);
             }
-            if pipeline.is_full() || value % 7 == 0 {
-                let done = pipeline.finish().unwrap();
+            // The helper may have been so fast that nothing is left.
+            if (pipeline.is_full() || value % 7 == 0)
+                && let Some(done) = pipeline.finish()
+            {
                 check(pipeline, done);
             }
         }
