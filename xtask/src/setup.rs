@@ -12,7 +12,7 @@ use crate::cargo;
 use crate::stage::{run, say};
 
 /// Programs that are used, and the Debian packages they are in.
-const PROGRAMS: [(&str, &str); 16] = [
+const PROGRAMS: [(&str, &str); 17] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("ping", "iputils-ping"),
@@ -29,6 +29,7 @@ const PROGRAMS: [(&str, &str); 16] = [
     ("bpftool", "bpftool"),
     ("valgrind", "valgrind"),
     ("c++", "g++"),
+    ("man", "man-db"),
 ];
 
 /// A program from crates.io, built into the target directory.

@@ -191,6 +191,11 @@ struct TunnelArguments {
     metrics: metrics::Options,
 }
 
+/// The command line as clap describes it, for manual pages and completions.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs what the command line asks for. Failures are one line on standard error.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
