@@ -12,7 +12,7 @@ use crate::cargo;
 use crate::stage::{run, say};
 
 /// Programs that are used, and the Debian packages they are in.
-const PROGRAMS: [(&str, &str); 17] = [
+const PROGRAMS: [(&str, &str); 18] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("ping", "iputils-ping"),
@@ -30,6 +30,7 @@ const PROGRAMS: [(&str, &str); 17] = [
     ("valgrind", "valgrind"),
     ("c++", "g++"),
     ("man", "man-db"),
+    ("systemd-analyze", "systemd"),
 ];
 
 /// A program from crates.io, built into the target directory.

@@ -25,6 +25,7 @@ mod readme;
 mod roaming;
 mod sandbox;
 mod scale;
+mod service;
 mod super_packets;
 #[cfg(target_arch = "x86_64")]
 mod system_call;

@@ -27,6 +27,7 @@ use crate::control::{self, Control, Signals, Sources, Watcher};
 use crate::dataplane::helper::Helpers;
 use crate::dataplane::{Dataplane, Threads, queues, transport};
 use crate::sandbox::{self, Needs, Role, Sandbox};
+use crate::service::{self, ServiceManager};
 use crate::steering::options::XdpTransmit;
 use crate::steering::{self, Steerer};
 use crate::uapi::server;
@@ -101,10 +102,14 @@ fn daemonise(interface: &str) -> Result<()> {
         .context("cannot pass a descriptor to the daemon")?;
     command.env(READY_FD, number.to_string());
     process::start_in_new_session(&mut command);
+    service::hand_over(&mut command);
     let mut child = command.spawn().context("cannot start the daemon")?;
     // Closes our copy of the pipe's end, or the daemon's failure would never end the read.
     drop(command);
     if wait_until_ready(&mut ready) {
+        if let Some(manager) = ServiceManager::of_main_process() {
+            manager.ready_as(child.id(), "device ready");
+        }
         return Ok(());
     }
     let status = child.wait().context("cannot wait for the daemon")?;
@@ -171,6 +176,7 @@ fn serve(options: &Options) -> Result<()> {
         }
         watch => watch.with_context(|| format!("cannot watch {}", socket.path().display()))?,
     };
+    let manager = ServiceManager::from_environment();
     let sources = Sources {
         link,
         routes: RouteMonitor::new().context("cannot watch routes")?,
@@ -215,6 +221,9 @@ fn serve(options: &Options) -> Result<()> {
         udp_options,
         steerer,
     )));
+    if let Some(manager) = manager {
+        control.borrow_mut().report_to(manager);
+    }
     tracing::info!(
         interface,
         aead = transport::backend().name(),
@@ -234,10 +243,12 @@ fn serve(options: &Options) -> Result<()> {
             tokio::task::spawn_local(task.context("--metrics")?);
         }
         sandbox.confine(Role::Control);
-        if let Some(ready) = ready {
-            report_ready(ready)?;
+        match ready {
+            Some(ready) => report_ready(ready)?,
+            None => control.borrow().report_ready(),
         }
         let ending = control::run(&control, queues, happenings, &mut signals).await;
+        control.borrow().report_stopping();
         drop(watcher);
         anyhow::Ok(ending)
     })?;

@@ -9,6 +9,7 @@
 //! - [`metrics`]: what is counted, for Prometheus.
 //! - [`top`]: a live view of a tunnel.
 //! - [`sandbox`]: what the daemon gives up when it is set up.
+//! - [`service`]: what a service manager is told.
 //! - [`cli`]: the command line; [`daemon`] starts a tunnel as `wireguard-go` does.
 #![forbid(unsafe_code)]
 
@@ -23,6 +24,7 @@ pub mod logging;
 pub mod metrics;
 pub mod quick;
 pub mod sandbox;
+pub mod service;
 pub mod steering;
 pub mod top;
 pub mod uapi;

@@ -7,6 +7,7 @@ mod configure;
 mod describe;
 mod measure;
 mod run;
+mod service;
 mod watcher;
 
 use std::sync::Arc;
@@ -45,6 +46,8 @@ pub struct Control {
     steerer: Steerer,
     /// Interfaces, addresses or endpoints may have changed since the steerer was told.
     underlay_changed: bool,
+    /// To the service manager, if there is one.
+    reports: Option<service::Reports>,
     /// Told whenever the next timer may have changed.
     timers_changed: Arc<Notify>,
 }
@@ -69,6 +72,7 @@ impl Control {
             started: instant(),
             steerer,
             underlay_changed: false,
+            reports: None,
             timers_changed: Arc::new(Notify::new()),
         }
     }
@@ -224,6 +228,7 @@ impl Control {
         }
         self.refresh_underlay();
         self.steerer.check(now);
+        self.report(now);
     }
 
     /// Attaches to the interfaces that carry the tunnel now, if that may have changed.

@@ -81,6 +81,7 @@ impl Egress {
         let allocations_before = allocations_on_this_thread();
         while !shared.is_stopping() {
             let waiting_since = self.pipeline.is_some().then(instant);
+            inbox.egress_pulse.beat();
             let woken = sources
                 .wait(self.outbound.retry_after())
                 .map(|mut ready| ready.any(|source| source.token == WAKE));
@@ -147,7 +148,7 @@ impl Egress {
             }
             match end {
                 Round::Full if shared.is_stopping() => return Ok(()),
-                Round::Full => {}
+                Round::Full => shared.inboxes[self.queue].egress_pulse.beat(),
                 Round::Single => {
                     self.singles -= 1;
                     return Ok(());

@@ -81,6 +81,7 @@ impl Ingress {
         let mut receivers: ArrayVec<Box<Receiver>, RECEIVERS> = ArrayVec::new();
         let allocations_before = allocations_on_this_thread();
         while !shared.is_stopping() {
+            inbox.ingress_pulse.beat();
             let sockets = shared.sockets.load_full();
             let sockets = sockets.as_deref().map(|group| group.member(self.queue));
             let waiting_since = self.pipeline.is_some().then(instant);

@@ -23,6 +23,7 @@ pub mod helper;
 mod ingress;
 mod opening;
 pub mod outbound;
+pub mod pulse;
 pub mod queues;
 pub mod transmit;
 pub mod transport;
@@ -48,6 +49,7 @@ pub(crate) use egress::send_staged;
 
 use self::counters::Counters;
 use self::helper::Helpers;
+use self::pulse::Pulse;
 use self::transmit::TransmitterChange;
 use self::transport::TransportKey;
 use crate::sandbox::{Role, Sandbox};
@@ -161,6 +163,8 @@ pub struct Dataplane {
 struct Inbox {
     wake_egress: EventFd,
     wake_ingress: EventFd,
+    egress_pulse: Pulse,
+    ingress_pulse: Pulse,
     receiver_changes: Mutex<Vec<ReceiverChange>>,
 }
 
@@ -169,6 +173,8 @@ impl Inbox {
         Ok(Self {
             wake_egress: EventFd::new()?,
             wake_ingress: EventFd::new()?,
+            egress_pulse: Pulse::default(),
+            ingress_pulse: Pulse::default(),
             receiver_changes: Mutex::default(),
         })
     }

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use adit_protocol::{Prefix, PresharedKey, PrivateKey, PublicKey};
 use anyhow::{Context as _, Result, bail};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use zeroize::Zeroizing;
 
 use super::operation::Operation;
@@ -51,6 +53,14 @@ pub(super) fn socket_path(interface: &str) -> PathBuf {
 /// Whether a daemon listens.
 pub(super) fn listens(interface: &str) -> bool {
     UnixStream::connect(socket_path(interface)).is_ok()
+}
+
+/// The id of the process that made the socket.
+pub(super) fn daemon_pid(interface: &str) -> Result<u32> {
+    let stream = connect(interface)?;
+    let credentials = getsockopt(&stream, PeerCredentials)
+        .with_context(|| format!("cannot ask who the daemon of {interface} is"))?;
+    Ok(credentials.pid().unsigned_abs())
 }
 
 /// Carries out an operation.

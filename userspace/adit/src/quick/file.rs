@@ -1,5 +1,6 @@
 //! Finding and reading a configuration file.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, IsTerminal as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,6 +12,7 @@ use zeroize::Zeroizing;
 use super::say;
 use crate::config::diagnostic::render;
 use crate::config::{self, Config, Parsed};
+use crate::service::credentials_directory;
 
 /// Where files are that are called by the name of their tunnel.
 const DIRECTORY: &str = "/etc/wireguard";
@@ -25,15 +27,21 @@ pub(super) struct File {
     pub(super) shown: String,
     /// Its contents.
     text: Zeroizing<String>,
+    /// From the service manager: nobody can write it.
+    is_credential: bool,
 }
 
 impl File {
     /// Reads the file that `wg-quick` would read: `/etc/wireguard/NAME.conf` if the argument is a name, else the file
-    /// itself.
+    /// itself. Before that, a name is looked for among the credentials that a service manager handed over.
     pub(super) fn read(argument: &Path) -> Result<Self> {
-        let path = match argument.to_str().filter(|text| is_name(text)) {
-            Some(name) => Path::new(DIRECTORY).join(format!("{name}.conf")),
-            None => argument.to_owned(),
+        let name = argument.to_str().filter(|text| is_name(text));
+        let credential = name.and_then(|name| credential(credentials_directory(), name));
+        let is_credential = credential.is_some();
+        let path = match (credential, name) {
+            (Some(path), _) => path,
+            (None, Some(name)) => Path::new(DIRECTORY).join(format!("{name}.conf")),
+            (None, None) => argument.to_owned(),
         };
         let shown = path.display().to_string();
         let text = read(&path).map_err(|error| {
@@ -59,7 +67,12 @@ impl File {
             }
         };
         let path = fs::canonicalize(&path).with_context(|| format!("cannot find {shown}"))?;
-        Ok(Self { path, shown, text })
+        Ok(Self {
+            path,
+            shown,
+            text,
+            is_credential,
+        })
     }
 
     /// The tunnel's name, which the file's name gives.
@@ -101,6 +114,10 @@ impl File {
     pub(super) fn config(&self) -> Result<Config> {
         let parsed = self.parse();
         match parsed.errors() {
+            0 if self.is_credential && parsed.config.interface.save_config => bail!(
+                "{}: SaveConfig = true needs a file, and a credential cannot be written",
+                self.shown
+            ),
             0 => Ok(parsed.config),
             1 => bail!("{}: 1 error", self.shown),
             errors => bail!("{}: {errors} errors", self.shown),
@@ -120,6 +137,12 @@ impl File {
             ));
         }
     }
+}
+
+/// The file of that name among a service's credentials.
+fn credential(directory: Option<OsString>, name: &str) -> Option<PathBuf> {
+    let path = Path::new(&directory?).join(format!("{name}.conf"));
+    path.is_file().then_some(path)
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
@@ -166,6 +189,7 @@ mod tests {
             path: PathBuf::new(),
             shown: name.to_owned(),
             text: Zeroizing::default(),
+            is_credential: false,
         };
         file.interface(Path::new(name))
     }
@@ -185,6 +209,29 @@ mod tests {
         ] {
             assert!(file(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn credentials_come_first_and_cannot_be_saved() {
+        let directory = std::env::temp_dir().join(format!("adit-creds-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let given = Some(directory.clone().into_os_string());
+        assert_eq!(credential(given.clone(), "wg0"), None);
+        fs::write(directory.join("wg0.conf"), "").unwrap();
+        assert_eq!(credential(given, "wg0"), Some(directory.join("wg0.conf")));
+        assert_eq!(credential(None, "wg0"), None);
+        fs::remove_dir_all(directory).unwrap();
+
+        let key = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
+        let file = |is_credential| File {
+            path: PathBuf::new(),
+            shown: "wg0.conf".to_owned(),
+            text: format!("[Interface]\nPrivateKey = {key}\nSaveConfig = true\n").into(),
+            is_credential,
+        };
+        assert!(file(false).config().is_ok());
+        let refused = file(true).config().err().unwrap().to_string();
+        assert!(refused.contains("SaveConfig"), "{refused}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use adit_kernel::netlink::{self, Link};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::client;
+use crate::service;
 
 /// A daemon whose device is gone ends within milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -50,6 +51,7 @@ pub(super) fn start(interface: &str) -> Result<Link> {
         .stdout(Stdio::null())
         // The terminal's Ctrl-C is for us; it would leave a daemon behind that nobody waits for.
         .process_group(0);
+    service::hand_over(&mut command);
     let status = command.status().context("cannot start the daemon")?;
     // The daemon has said why.
     ensure!(status.success(), "the daemon did not start");

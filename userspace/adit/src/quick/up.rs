@@ -14,6 +14,7 @@ use super::resolve::Retries;
 use super::steps::{self, Steps};
 use super::{client, dns, firewall, hooks, policy, resolve, routes, tunnel};
 use crate::config::{Address, Config, Table};
+use crate::service::ServiceManager;
 
 /// How long the daemon may take to see that its device is up.
 const PORT_PATIENCE: Duration = Duration::from_secs(10);
@@ -74,10 +75,19 @@ pub fn run(options: &Options) -> Result<()> {
             &interface,
             &file,
             steps,
-        )
+        )?;
+        tell_service_manager(&interface)
     };
     set_up(&mut steps).with_context(|| interface.clone())?;
     steps.keep();
+    Ok(())
+}
+
+/// A manager that started this as a service waits for this, and goes on with the daemon.
+fn tell_service_manager(interface: &str) -> Result<()> {
+    if let Some(manager) = ServiceManager::of_main_process() {
+        manager.ready_as(client::daemon_pid(interface)?, "everything is in place");
+    }
     Ok(())
 }
 
