@@ -4,6 +4,7 @@
 mod bench;
 mod build_ebpf;
 mod demo;
+mod dist;
 mod fuzz;
 mod setup;
 mod stage;
@@ -31,6 +32,8 @@ enum Task {
     BuildEbpf(build_ebpf::Options),
     /// Feed every parser and state machine what no test thought of
     Fuzz(fuzz::Options),
+    /// Make a Debian package and a tarball of program, manual pages, completions, units and documents
+    Dist(dist::Options),
     /// Run every check and test, as continuous integration does
     Test(test::Options),
 }
@@ -52,6 +55,7 @@ fn run(task: Task) -> Result<()> {
         Task::Bench(options) => bench::run(&options),
         Task::BuildEbpf(options) => build_ebpf::run(options),
         Task::Fuzz(options) => fuzz::run(&options),
+        Task::Dist(options) => dist::run_task(&options),
         Task::Test(options) => test::run_stages(&options),
     }
 }

@@ -16,6 +16,7 @@ mod life;
 mod live_changes;
 mod metrics;
 mod mtu;
+mod packages;
 mod queues;
 mod quick;
 mod quick_bench;

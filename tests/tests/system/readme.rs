@@ -9,11 +9,13 @@ use adit_tests::{Implementation, Namespace, name, uapi};
 use anyhow::{Context as _, Result, ensure};
 
 /// Commands that every run of continuous integration carries out outside of this test: `.ci/run` is the second, a stage
-/// of it the first and the third.
-const RUN_BY_CI: [&str; 3] = [
+/// of it the first and the third, and `packages` has the others.
+const RUN_BY_CI: [&str; 5] = [
     "cargo xtask demo",
     "cargo xtask test",
     "cargo build --release --package adit",
+    "cargo xtask dist",
+    "dpkg --install target/dist/adit_*.deb",
 ];
 
 /// Puts the built program where the other blocks expect it, which [`run_block`] does by `PATH`.
