@@ -10,6 +10,7 @@
 //! - [`top`]: a live view of a tunnel.
 //! - [`sandbox`]: what the daemon gives up when it is set up.
 //! - [`service`]: what a service manager is told.
+//! - [`unix_socket`]: listening sockets whose files come and go with them.
 //! - [`cli`]: the command line; [`daemon`] starts a tunnel as `wireguard-go` does.
 #![forbid(unsafe_code)]
 
@@ -28,6 +29,7 @@ pub mod service;
 pub mod steering;
 pub mod top;
 pub mod uapi;
+pub mod unix_socket;
 
 /// An error with its causes on one line.
 fn error_chain(error: &dyn std::error::Error) -> String {

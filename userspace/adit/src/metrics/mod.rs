@@ -13,18 +13,17 @@ pub mod server;
 pub mod snapshot;
 mod text;
 
-use std::fs;
-use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use adit_kernel::process::UmaskGuard;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::Args;
 
 use process::Process;
+
+use crate::unix_socket::{SocketFile, listen};
 
 /// What the command line says about metrics.
 #[derive(Args, Clone, Debug, Default)]
@@ -104,17 +103,11 @@ impl Listener {
                 })
             }
             Address::Unix(path) => {
-                let context = || format!("--metrics unix:{}", path.display());
-                remove_stale(path).with_context(context)?;
-                let socket = {
-                    // The file must never be open to others, not even between bind and chmod.
-                    let _umask = UmaskGuard::set(0o177);
-                    UnixListener::bind(path).with_context(context)?
-                };
+                let (socket, file) = listen(path).context("--metrics")?;
                 socket.set_nonblocking(true)?;
                 Ok(Self {
                     socket: Socket::Unix(socket),
-                    file: Some(SocketFile(path.clone())),
+                    file: Some(file),
                     process,
                 })
             }
@@ -123,39 +116,12 @@ impl Listener {
 
     /// The file of a Unix socket.
     pub fn path(&self) -> Option<&Path> {
-        Some(&self.file.as_ref()?.0)
+        self.file.as_ref().map(SocketFile::path)
     }
-}
-
-/// The file of a socket of ours.
-#[derive(Debug)]
-struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // Whoever has removed it wanted just that.
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-fn remove_stale(path: &Path) -> Result<()> {
-    match UnixStream::connect(path) {
-        Ok(_) => bail!("somebody listens there already"),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-        Err(error) => return Err(error.into()),
-    }
-    use std::os::unix::fs::FileTypeExt as _;
-    if !fs::symlink_metadata(path)?.file_type().is_socket() {
-        bail!("the file exists and is not a socket");
-    }
-    Ok(fs::remove_file(path)?)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     #[test]
@@ -180,28 +146,19 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_for_its_user_and_leaves_nothing_behind() {
-        let directory = tempdir("sockets");
-        let address = Address::Unix(directory.join("metrics"));
+    fn a_socket_file_that_is_in_use_is_named() {
+        let name = format!("adit-metrics-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let address = Address::Unix(path.clone());
         let first = Listener::bind(&address).unwrap();
-        let mode = fs::metadata(directory.join("metrics"))
-            .unwrap()
-            .permissions();
-        assert_eq!(mode.mode() & 0o777, 0o600);
         let refused = format!("{:#}", Listener::bind(&address).unwrap_err());
-        assert!(
-            refused.ends_with("metrics: somebody listens there already"),
-            "{refused}"
+        let expected = format!(
+            "--metrics: another process already listens on {}",
+            path.display()
         );
+        assert_eq!(refused, expected);
         drop(first);
-        assert!(!directory.join("metrics").exists());
-        // As after kill -9.
-        drop(UnixListener::bind(directory.join("metrics")).unwrap());
-        drop(Listener::bind(&address).unwrap());
-        fs::write(directory.join("metrics"), "precious").unwrap();
-        let refused = format!("{:#}", Listener::bind(&address).unwrap_err());
-        assert!(refused.ends_with("is not a socket"), "{refused}");
-        fs::remove_dir_all(directory).unwrap();
+        assert!(!path.exists());
     }
 
     #[test]
@@ -211,12 +168,5 @@ mod tests {
         let refused = format!("{:#}", Listener::bind(&address).unwrap_err());
         assert!(refused.starts_with("--metrics 127.0.0.1:"), "{refused}");
         assert_eq!(refused.lines().count(), 1);
-    }
-
-    fn tempdir(name: &str) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("adit-metrics-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir(&path).unwrap();
-        path
     }
 }
