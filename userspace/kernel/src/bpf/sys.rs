@@ -1,7 +1,9 @@
 //! `bpf(2)`, as far as aya does not offer it. Layouts: `union bpf_attr` and the `bpf_*_info` structs of `linux/bpf.h`.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use crate::sys::bpf::{bpf, bpf_fd};
 
 const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
@@ -65,31 +67,6 @@ struct ProgramInfo {
     name: [u8; 16],
 }
 
-/// Makes the call; the attribute's type is the command's.
-fn bpf<T>(command: libc::c_int, attribute: &T) -> io::Result<libc::c_int> {
-    // SAFETY: pointer and length describe `attribute`, which outlives the call. What else the kernel writes to is named in the
-    // attribute by `info`, which its callers vouch for.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_ref(attribute),
-            size_of::<T>(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    libc::c_int::try_from(result).map_err(io::Error::other)
-}
-
-/// [`bpf`] for commands that return a descriptor.
-fn bpf_fd<T>(command: libc::c_int, attribute: &T) -> io::Result<OwnedFd> {
-    let number = bpf(command, attribute)?;
-    // SAFETY: the command has just created the descriptor, so nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
 /// Attaches a program to an interface of the calling thread's namespace. The link ends with the last descriptor of it.
 pub(super) fn link_create(
     program: BorrowedFd<'_>,
@@ -106,7 +83,8 @@ pub(super) fn link_create(
         padding: 0,
         expected_revision: 0,
     };
-    bpf_fd(LINK_CREATE, &attribute)
+    // SAFETY: the attribute is the command's, without an address in it.
+    unsafe { bpf_fd(LINK_CREATE, &attribute) }
 }
 
 /// The kernel's description of a link.
@@ -118,8 +96,8 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
 
 /// The name of a loaded program.
 pub(super) fn program_name(id: u32) -> io::Result<String> {
-    // `bpf_attr.prog_id`.
-    let program = bpf_fd(PROG_GET_FD_BY_ID, &id)?;
+    // SAFETY: the attribute is `bpf_attr.prog_id`, a number.
+    let program = unsafe { bpf_fd(PROG_GET_FD_BY_ID, &id)? };
     let mut info = ProgramInfo::default();
     get_info(program.as_fd(), &mut info)?;
     let name = info.name.split(|byte| *byte == 0).next();
@@ -139,8 +117,8 @@ fn get_info<T: Copy>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
         info_len: u32::try_from(size_of::<T>()).map_err(io::Error::other)?,
         info: std::ptr::from_mut(info) as u64,
     };
-    // The kernel writes at most `info_len` bytes to `info`, a struct of integers that is borrowed exclusively until then.
-    bpf(OBJ_GET_INFO_BY_FD, &attribute).map(drop)
+    // SAFETY: the kernel writes at most `info_len` bytes to `info`, a struct of integers that is borrowed exclusively until then.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &attribute) }.map(drop)
 }
 
 /// Lets the process lock as much memory as it likes: before Linux 5.11 maps, and to this day UMEM, count against the limit.

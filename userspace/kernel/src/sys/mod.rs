@@ -1,5 +1,6 @@
 //! Thin wrappers over libc: each makes one call and returns `io::Result`.
 
+pub(crate) mod bpf;
 pub(crate) mod ioctl;
 pub(crate) mod socket;
 

@@ -6,8 +6,9 @@
 //! too; and a flow that changes queues is reordered. The program hashes addresses and ports.
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
+use crate::sys::bpf::bpf_fd;
 use crate::sys::ioctl;
 
 /// `struct bpf_insn`: code, registers (source in the high half), offset, immediate.
@@ -186,20 +187,6 @@ fn load_program() -> io::Result<OwnedFd> {
         flags: 0,
         name: *b"adit_queue\0\0\0\0\0\0",
     };
-    // SAFETY: the kernel reads the attribute, whose size is given, and from it the program and its
-    // license, both of which are constants; it writes nothing.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            PROG_LOAD,
-            std::ptr::from_ref(&attribute),
-            size_of::<Load>(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let number = libc::c_int::try_from(result).map_err(io::Error::other)?;
-    // SAFETY: the call has just created the descriptor, so nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    // SAFETY: the attribute names the program with its length, and the license; both are constants. The kernel writes nothing.
+    unsafe { bpf_fd(PROG_LOAD, &attribute) }
 }
