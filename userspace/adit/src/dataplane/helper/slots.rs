@@ -51,24 +51,31 @@ impl Primitives for Std {
     type Place<T> = Mutex<Option<T>>;
 }
 
-impl Flag for AtomicU8 {
-    fn new(value: u8) -> Self {
-        Self::new(value)
-    }
+/// The same steps, and the same orderings, for whoever's atomic it is.
+macro_rules! impl_flag {
+    ($atomic:ty) => {
+        impl Flag for $atomic {
+            fn new(value: u8) -> Self {
+                Self::new(value)
+            }
 
-    fn load(&self) -> u8 {
-        Self::load(self, Ordering::SeqCst)
-    }
+            fn load(&self) -> u8 {
+                Self::load(self, Ordering::SeqCst)
+            }
 
-    fn store(&self, value: u8) {
-        Self::store(self, value, Ordering::SeqCst);
-    }
+            fn store(&self, value: u8) {
+                Self::store(self, value, Ordering::SeqCst);
+            }
 
-    fn change(&self, from: u8, to: u8) -> bool {
-        self.compare_exchange(from, to, Ordering::SeqCst, Ordering::Relaxed)
-            .is_ok()
-    }
+            fn change(&self, from: u8, to: u8) -> bool {
+                self.compare_exchange(from, to, Ordering::SeqCst, Ordering::Relaxed)
+                    .is_ok()
+            }
+        }
+    };
 }
+
+impl_flag!(AtomicU8);
 
 /// Never contended: the state has settled who may look.
 impl<T> Place<T> for Mutex<Option<T>> {
@@ -184,24 +191,7 @@ mod tests {
             type Place<T> = LoomMutex<Option<T>>;
         }
 
-        impl Flag for LoomU8 {
-            fn new(value: u8) -> Self {
-                Self::new(value)
-            }
-
-            fn load(&self) -> u8 {
-                Self::load(self, Ordering::SeqCst)
-            }
-
-            fn store(&self, value: u8) {
-                Self::store(self, value, Ordering::SeqCst);
-            }
-
-            fn change(&self, from: u8, to: u8) -> bool {
-                self.compare_exchange(from, to, Ordering::SeqCst, Ordering::Relaxed)
-                    .is_ok()
-            }
-        }
+        impl_flag!(LoomU8);
 
         impl<T> Place<T> for LoomMutex<Option<T>> {
             fn new() -> Self {
