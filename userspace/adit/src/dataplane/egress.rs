@@ -165,14 +165,14 @@ impl Egress {
     /// Sends the batch, or lets a helper seal it to be sent later. `full` says that there is more to
     /// come.
     fn flush(&mut self, now: Instant, full: bool) {
+        if self.outbound.is_empty() {
+            return;
+        }
         let shared = Arc::clone(&self.shared);
         let sockets = shared.sockets.load();
         let sockets = sockets.as_ref().map(|group| group.member(self.queue));
         let counters = &shared.counters.of(self.queue).egress;
         let attend = |link: &PeerLink| shared.notify(Notice::Attend(link.id()));
-        if self.outbound.is_empty() {
-            return;
-        }
         let wanted = |pipeline: &mut Pipeline<_>| pipeline.wants(full);
         let wanted = self.pipeline.as_mut().is_some_and(wanted);
         let Some(pipeline) = self.pipeline.as_mut().filter(|_| wanted) else {
@@ -182,10 +182,7 @@ impl Egress {
         let batch = self.outbound.batch();
         batch.reserve(counters);
         pipeline.offer(batch);
-        while let Some(mut batch) = match pipeline.finished() {
-            None if pipeline.is_full() => pipeline.finish(),
-            finished => finished,
-        } {
+        while let Some(mut batch) = pipeline.due() {
             self.outbound
                 .send(&mut batch, now, sockets, counters, attend);
             pipeline.give_back(batch);

@@ -187,10 +187,7 @@ impl Ingress {
             return false;
         };
         pipeline.offer(&mut self.parcel);
-        while let Some(mut parcel) = match pipeline.finished() {
-            None if pipeline.is_full() => pipeline.finish(),
-            finished => finished,
-        } {
+        while let Some(mut parcel) = pipeline.due() {
             self.output.deliver_parcel(&mut parcel);
             pipeline.give_back(parcel);
         }

@@ -189,7 +189,7 @@ impl<T: Work> Pipeline<T> {
     }
 
     /// Whether a batch has to be collected before another can be offered.
-    pub(super) fn is_full(&self) -> bool {
+    fn is_full(&self) -> bool {
         self.spare.is_empty()
     }
 
@@ -198,8 +198,16 @@ impl<T: Work> Pipeline<T> {
         self.offered == self.collected
     }
 
-    /// The oldest batch, if it is done. To be [given back](Self::give_back).
-    pub(super) fn finished(&mut self) -> Option<Box<T>> {
+    /// The oldest batch, if it is done or there is no room for another. To be [given back](Self::give_back).
+    pub(super) fn due(&mut self) -> Option<Box<T>> {
+        match self.finished() {
+            None if self.is_full() => self.finish(),
+            finished => finished,
+        }
+    }
+
+    /// The oldest batch, if it is done.
+    fn finished(&mut self) -> Option<Box<T>> {
         if self.is_empty() {
             return None;
         }
