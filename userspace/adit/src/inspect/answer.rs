@@ -3,6 +3,7 @@
 //!
 //! Nothing secret leaves this file: of the private key there remains the public one, of a preshared key that there is one.
 
+use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 
 use adit_protocol::{PrivateKey, PublicKey};
@@ -63,6 +64,28 @@ pub struct Device {
     pub counters: Vec<(String, u64)>,
     /// The peers, in the order of the answer.
     pub peers: Vec<Peer>,
+}
+
+impl Device {
+    /// One of the counters.
+    pub fn counter(&self, name: &str) -> Option<u64> {
+        let mut counters = self.counters.iter();
+        counters.find_map(|(found, count)| (found == name).then_some(*count))
+    }
+
+    /// Packets dropped, by reason: those that the XDP programs have counted, then those of the threads.
+    pub fn drops<R: Display>(
+        &self,
+        in_xdp: impl IntoIterator<Item = (R, u64)>,
+    ) -> impl Iterator<Item = (String, u64)> {
+        let in_xdp = in_xdp.into_iter();
+        let in_xdp = in_xdp.map(|(reason, count)| (format!("xdp_{reason}"), count));
+        let by_threads = self.counters.iter().filter_map(|(name, count)| {
+            let reason = name.strip_prefix("drop_")?;
+            Some((reason.to_owned(), *count))
+        });
+        in_xdp.chain(by_threads)
+    }
 }
 
 /// An interface whose packets come in by AF_XDP.

@@ -55,17 +55,9 @@ impl Tunnel {
     /// Packets dropped, by reason, those that never were left out: in XDP (`xdp_…`), by the threads of the daemon (`ingress_…`,
     /// `egress_…`, `handshake_…`).
     pub(crate) fn drops(&self) -> Vec<(String, u64)> {
-        let in_xdp = self
-            .counts
-            .iter()
-            .flat_map(|counts| &counts.drops)
-            .map(|(reason, count)| (format!("xdp_{reason}"), *count));
-        let by_threads = self.device.counters.iter().filter_map(|(name, count)| {
-            let reason = name.strip_prefix("drop_")?;
-            Some((reason.to_owned(), *count))
-        });
-        in_xdp
-            .chain(by_threads)
+        let in_xdp = self.counts.iter().flat_map(|counts| &counts.drops);
+        self.device
+            .drops(in_xdp.map(|(reason, count)| (reason, *count)))
             .filter(|(_, count)| *count != 0)
             .collect()
     }

@@ -197,7 +197,7 @@ impl Report {
             "RX queues whose packets come in by AF_XDP.",
             queues,
         )?;
-        if let Some(queues) = self.counter("queues") {
+        if let Some(queues) = self.snapshot.device.counter("queues") {
             to.gauge(
                 "queues",
                 "Queues of the TUN device, with a thread each way.",
@@ -221,11 +221,6 @@ impl Report {
         )
     }
 
-    fn counter(&self, name: &str) -> Option<u64> {
-        let mut counters = self.snapshot.device.counters.iter();
-        counters.find_map(|(found, count)| (found == name).then_some(*count))
-    }
-
     fn counters(&self, to: &mut Writer<'_>) -> fmt::Result {
         let counters = &self.snapshot.device.counters;
         for (name, count) in counters {
@@ -243,17 +238,8 @@ impl Report {
             });
             to.counters(&format!("queue_{direction}"), queues)?;
         }
-        let in_xdp = self.snapshot.xdp_drops.iter();
-        let in_xdp: Vec<_> = in_xdp
-            .map(|(reason, count)| (format!("xdp_{reason}"), *count))
-            .collect();
-        let by_threads = counters
-            .iter()
-            .filter_map(|(name, count)| Some((name.strip_prefix("drop_")?, *count)));
-        let in_xdp = in_xdp
-            .iter()
-            .map(|(reason, count)| (reason.as_str(), *count));
-        let drops = in_xdp.chain(by_threads);
+        let device = &self.snapshot.device;
+        let drops = device.drops(self.snapshot.xdp_drops.iter().copied());
         to.counters(
             "drops",
             drops.map(|(reason, count)| ([("reason", reason)], count)),

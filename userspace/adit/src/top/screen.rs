@@ -194,10 +194,10 @@ fn summary(picture: &Picture, state: &State, palette: Palette) -> Vec<Line<'stat
         );
         first.push(text.into());
     }
-    if let Some(threads) = counter(picture, "queues") {
+    if let Some(threads) = picture.reading.tunnel.device.counter("queues") {
         first.extend([label("  threads "), format!("{threads}+{threads}").into()]);
     }
-    if let Some(uptime) = counter(picture, "uptime_seconds") {
+    if let Some(uptime) = picture.reading.tunnel.device.counter("uptime_seconds") {
         first.extend([label("  up "), span(uptime).into()]);
     }
     if state.paused {
@@ -234,11 +234,6 @@ fn summary(picture: &Picture, state: &State, palette: Palette) -> Vec<Line<'stat
         third.into(),
         drops_line(picture, palette),
     ]
-}
-
-fn counter(picture: &Picture, name: &str) -> Option<u64> {
-    let mut counters = picture.reading.tunnel.device.counters.iter();
-    counters.find_map(|(found, count)| (found == name).then_some(*count))
 }
 
 /// One direction: columns that do not move when the numbers change.
