@@ -3,13 +3,14 @@
 //! - `sampler`: asks the daemon again and again, on a thread of its own.
 //! - `model`: rates between two readings; what to show and in what order.
 //! - `state`: what the keys have set.
-//! - `screen`: draws; `figures` writes numbers in few characters.
+//! - `screen`: draws; `tables` the lists; `figures` writes numbers in few characters.
 
 mod figures;
 mod model;
 mod sampler;
 mod screen;
 mod state;
+mod tables;
 #[cfg(test)]
 mod tests;
 

@@ -1,26 +1,21 @@
 //! Draws a [`State`]. Made for 80 × 24, with more columns from 100 on.
 
-use std::net::SocketAddr;
-
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row, Table};
+use ratatui::widgets::{Block, Clear, Paragraph};
 
-use super::figures::{bytes, rate, shortened, span};
-use super::model::{Picture, Sort, Total};
+use super::figures::{bytes, rate, span};
+use super::model::{Picture, Total};
 use super::state::{State, View};
-use crate::inspect::answer;
+use super::tables::{drops, endpoint, flows, peers, prefixes, rows_of};
 use crate::inspect::style::printable;
 
 /// Lines above the tables.
 const HEADER: u16 = 4;
 /// Lines that tell of the selected peer.
 const DETAILS: u16 = 3;
-/// Columns from which there is room for allowed-ips.
-const WIDE: u16 = 100;
-
 const KEYS: &str =
     " q quit  s sort  r reverse  / filter  a active  v view  p pause  +- pace  ? help";
 const HELP: [&str; 15] = [
@@ -65,7 +60,7 @@ impl Palette {
         self.coloured(Color::Cyan)
     }
 
-    fn good(self) -> Style {
+    pub(super) fn good(self) -> Style {
         self.coloured(Color::Green).add_modifier(Modifier::BOLD)
     }
 
@@ -73,19 +68,19 @@ impl Palette {
         self.coloured(Color::Yellow)
     }
 
-    fn bad(self) -> Style {
+    pub(super) fn bad(self) -> Style {
         self.coloured(Color::Red).add_modifier(Modifier::BOLD)
     }
 
-    fn quiet(self) -> Style {
+    pub(super) fn quiet(self) -> Style {
         self.coloured(Color::DarkGray)
     }
 
-    fn heading(self) -> Style {
+    pub(super) fn heading(self) -> Style {
         Style::new().add_modifier(Modifier::REVERSED)
     }
 
-    fn selected(self) -> Style {
+    pub(super) fn selected(self) -> Style {
         Style::new().add_modifier(Modifier::BOLD | Modifier::UNDERLINED)
     }
 }
@@ -100,43 +95,33 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &mut State, palette: Palette) {
         Constraint::Length(1),
     ])
     .areas(frame.area());
-    // Taken out while the rest of the state is changed.
-    if let Some(picture) = state.picture.take() {
-        frame.render_widget(Paragraph::new(summary(&picture, state, palette)), header);
+    let (above, below) = match state.view {
+        View::Both => share(tables, state.peers.len(), state.flows.len()),
+        View::Peers | View::Flows | View::Drops => (tables, Rect::ZERO),
+    };
+    let scrolled = match state.view {
+        View::Both | View::Peers => state.peers.len(),
+        View::Flows => state.flows.len(),
+        View::Drops => state.picture.as_ref().map_or(0, |it| it.drops.len()),
+    };
+    if state.picture.is_some() {
+        state.fit(rows_of(above), scrolled);
+    }
+    let state = &*state;
+    if let Some(picture) = &state.picture {
+        frame.render_widget(Paragraph::new(summary(picture, state, palette)), header);
         match state.view {
             View::Both => {
-                let (above, below) = share(tables, state.peers.len(), state.flows.len());
-                state.picture = Some(picture);
-                state.fit(rows_of(above), state.peers.len());
-                let picture = state.picture.as_ref();
-                if let Some(picture) = picture {
-                    peers(frame, above, picture, state, palette);
-                    flows(frame, below, picture, state, 0, palette);
-                }
+                peers(frame, above, picture, state, palette);
+                flows(frame, below, picture, state, 0, palette);
             }
-            View::Peers => {
-                state.picture = Some(picture);
-                state.fit(rows_of(tables), state.peers.len());
-                if let Some(picture) = &state.picture {
-                    peers(frame, tables, picture, state, palette);
-                }
-            }
-            View::Flows => {
-                state.fit(rows_of(tables), state.flows.len());
-                flows(frame, tables, &picture, state, state.first, palette);
-                state.picture = Some(picture);
-            }
-            View::Drops => {
-                state.fit(rows_of(tables), picture.drops.len());
-                drops(frame, tables, &picture, state.first, palette);
-                state.picture = Some(picture);
-            }
+            View::Peers => peers(frame, above, picture, state, palette),
+            View::Flows => flows(frame, above, picture, state, state.first, palette),
+            View::Drops => drops(frame, above, picture, state.first, palette),
         }
-        if selected && let Some(picture) = &state.picture {
-            frame.render_widget(
-                Paragraph::new(details_of(picture, state, details.width, palette)),
-                details,
-            );
+        if selected {
+            let lines = details_of(picture, state, details.width, palette);
+            frame.render_widget(Paragraph::new(lines), details);
         }
     } else {
         frame.render_widget(Paragraph::new(" reading …"), header);
@@ -145,11 +130,6 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &mut State, palette: Palette) {
     if state.help {
         help(frame, palette);
     }
-}
-
-/// Room below a table's heading.
-fn rows_of(area: Rect) -> usize {
-    usize::from(area.height.saturating_sub(1))
 }
 
 /// Divides the lines between peers and flows: each gets what it needs, and flows at most a third where both need more.
@@ -281,241 +261,6 @@ fn drops_line(picture: &Picture, palette: Palette) -> Line<'static> {
         }
     }
     spans.into()
-}
-
-/// Text set to the right.
-fn right(text: String) -> Cell<'static> {
-    Cell::from(Line::from(text).right_aligned())
-}
-
-fn heading(columns: &[(&'static str, bool)], palette: Palette) -> Row<'static> {
-    let cells = columns.iter().map(|(name, to_the_right)| {
-        if *to_the_right {
-            right((*name).to_owned())
-        } else {
-            Cell::from(*name)
-        }
-    });
-    Row::new(cells).style(palette.heading())
-}
-
-/// Writes what there is instead of rows.
-fn instead(frame: &mut Frame<'_>, area: Rect, text: &'static str, palette: Palette) {
-    if area.height > 1 {
-        let below = Rect {
-            y: area.y + 1,
-            height: 1,
-            ..area
-        };
-        frame.render_widget(Line::styled(text, palette.quiet()), below);
-    }
-}
-
-fn peers(frame: &mut Frame<'_>, area: Rect, picture: &Picture, state: &State, palette: Palette) {
-    let wide = area.width >= WIDE;
-    // Both of any length; they share what the figures leave.
-    let endpoint_width = if wide {
-        (area.width - 80) / 4 + 21
-    } else {
-        area.width.saturating_sub(59)
-    };
-    let mut columns = vec![
-        (Sort::Peer, "PEER", false, Constraint::Length(11)),
-        (
-            Sort::Endpoint,
-            "ENDPOINT",
-            false,
-            Constraint::Length(endpoint_width),
-        ),
-        (Sort::RateIn, "IN bit/s", true, Constraint::Length(8)),
-        (Sort::RateOut, "OUT bit/s", true, Constraint::Length(9)),
-        (Sort::Received, "RECEIVED", true, Constraint::Length(8)),
-        (Sort::Sent, "SENT", true, Constraint::Length(8)),
-        (Sort::Handshake, "HANDSHAKE", true, Constraint::Length(9)),
-    ];
-    let mut names: Vec<(&'static str, bool)> = columns
-        .iter()
-        .map(|(_, name, to_the_right, _)| (*name, *to_the_right))
-        .collect();
-    if wide {
-        names.push(("  ALLOWED IPS", false));
-        columns.push((Sort::Rate, "", false, Constraint::Fill(1)));
-    }
-    let device = &picture.reading.tunnel.device;
-    let selected = state.selected_row();
-    let page = rows_of(area);
-    let shown = state.peers.iter().enumerate().skip(state.first).take(page);
-    let rows = shown.map(|(place, &index)| {
-        let (peer, rates) = (&device.peers[index], &picture.peers[index]);
-        let mut cells = vec![
-            Cell::from(shortened_key(peer)),
-            Cell::from(endpoint(peer.endpoint, usize::from(endpoint_width))),
-            right(rate(rates.received)),
-            right(rate(rates.sent)),
-            right(bytes(peer.received)),
-            right(bytes(peer.sent)),
-            right(
-                picture
-                    .handshake_age(peer)
-                    .map_or_else(|| "never".to_owned(), span),
-            ),
-        ];
-        if wide {
-            cells.push(Cell::from(format!("  {}", prefixes(peer))));
-        }
-        let style = if selected == Some(place) {
-            palette.selected()
-        } else if rates.received > Some(0.0) || rates.sent > Some(0.0) {
-            palette.good()
-        } else if picture.is_active(peer) {
-            Style::new()
-        } else {
-            palette.quiet()
-        };
-        Row::new(cells).style(style)
-    });
-    let widths = columns.iter().map(|(_, _, _, width)| *width);
-    let table = Table::new(rows, widths)
-        .header(heading(&names, palette))
-        .column_spacing(1);
-    frame.render_widget(table, area);
-    if state.peers.is_empty() {
-        let text = if device.peers.is_empty() {
-            " no peers: `adit set` or `wg set` adds them"
-        } else {
-            " no peer passes the filter"
-        };
-        instead(frame, area, text, palette);
-    }
-}
-
-fn shortened_key(peer: &answer::Peer) -> String {
-    let key = peer.public_key.to_base64();
-    let start: String = key.chars().take(10).collect();
-    format!("{start}…")
-}
-
-fn endpoint(endpoint: Option<SocketAddr>, width: usize) -> String {
-    endpoint.map_or_else(
-        || "(none)".to_owned(),
-        |endpoint| shortened(&endpoint.to_string(), width),
-    )
-}
-
-fn prefixes(peer: &answer::Peer) -> String {
-    if peer.allowed_ips.is_empty() {
-        return "(none)".to_owned();
-    }
-    let prefixes: Vec<String> = peer
-        .allowed_ips
-        .iter()
-        // A line has room for no more.
-        .take(32)
-        .map(|(address, length)| format!("{address}/{length}"))
-        .collect();
-    prefixes.join(", ")
-}
-
-fn flows(
-    frame: &mut Frame<'_>,
-    area: Rect,
-    picture: &Picture,
-    state: &State,
-    first: usize,
-    palette: Palette,
-) {
-    let Some(counts) = &picture.reading.tunnel.counts else {
-        let heading = heading(&[("FLOWS", false)], palette);
-        let table = Table::new(Vec::<Row<'_>>::new(), [Constraint::Fill(1)]).header(heading);
-        frame.render_widget(table, area);
-        let text = " not counted, or not to be read from here: `adit flows` says why";
-        return instead(frame, area, text, palette);
-    };
-    let address = area.width.saturating_sub(41) / 2;
-    let names = [
-        ("LOCAL", false),
-        ("", false),
-        ("REMOTE", false),
-        ("bit/s", true),
-        ("PACKETS", true),
-        ("BYTES", true),
-        ("LAST SEEN", true),
-    ];
-    let widths = [
-        Constraint::Length(address),
-        Constraint::Length(2),
-        Constraint::Length(address),
-        Constraint::Length(7),
-        Constraint::Length(8),
-        Constraint::Length(8),
-        Constraint::Length(9),
-    ];
-    let room = usize::from(address);
-    let shown = state.flows.iter().skip(first).take(rows_of(area));
-    let rows = shown.map(|&index| {
-        let (flow, growth) = (&counts.flows[index], picture.flows[index]);
-        #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
-        let packets = rate(Some(flow.packets as f64));
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "whole seconds are shown; a float that does not fit is cut to what does"
-        )]
-        let age = flow.last_seen_seconds as u64;
-        let row = Row::new([
-            Cell::from(shortened(&flow.local.to_string(), room)),
-            Cell::from(if flow.direction == "in" { "<-" } else { "->" }),
-            Cell::from(shortened(&flow.remote.to_string(), room)),
-            right(rate(growth)),
-            right(packets),
-            right(bytes(flow.bytes)),
-            right(span(age)),
-        ]);
-        if growth > Some(0.0) {
-            row.style(palette.good())
-        } else {
-            row
-        }
-    });
-    let table = Table::new(rows, widths)
-        .header(heading(&names, palette))
-        .column_spacing(1);
-    frame.render_widget(table, area);
-    if state.flows.is_empty() {
-        let text = if counts.flows.is_empty() {
-            " no flows"
-        } else {
-            " no flow passes the filter"
-        };
-        instead(frame, area, text, palette);
-    }
-}
-
-fn drops(frame: &mut Frame<'_>, area: Rect, picture: &Picture, first: usize, palette: Palette) {
-    let names = [("DROPPED PACKETS", false), ("PACKETS", true), ("/s", true)];
-    let widths = [
-        Constraint::Length(40),
-        Constraint::Length(20),
-        Constraint::Length(7),
-    ];
-    let shown = picture.drops.iter().skip(first).take(rows_of(area));
-    let rows = shown.map(|drops| {
-        let row = Row::new([
-            Cell::from(printable(&drops.reason).replace('_', " ")),
-            right(drops.packets.to_string()),
-            right(rate(drops.per_second)),
-        ]);
-        if drops.per_second > Some(0.0) {
-            row.style(palette.bad())
-        } else {
-            row
-        }
-    });
-    let table = Table::new(rows, widths).header(heading(&names, palette));
-    frame.render_widget(table, area);
-    if picture.drops.is_empty() {
-        instead(frame, area, " none", palette);
-    }
 }
 
 /// What a row has no room for.
