@@ -103,7 +103,8 @@ impl Listener {
                 })
             }
             Address::Unix(path) => {
-                let (socket, file) = listen(path).context("--metrics")?;
+                let (socket, file) =
+                    listen(path).with_context(|| format!("--metrics unix:{}", path.display()))?;
                 socket.set_nonblocking(true)?;
                 Ok(Self {
                     socket: Socket::Unix(socket),
@@ -152,10 +153,9 @@ mod tests {
         let address = Address::Unix(path.clone());
         let first = Listener::bind(&address).unwrap();
         let refused = format!("{:#}", Listener::bind(&address).unwrap_err());
-        let expected = format!(
-            "--metrics: another process already listens on {}",
-            path.display()
-        );
+        let path_shown = path.display();
+        let expected =
+            format!("--metrics unix:{path_shown}: another process already listens on {path_shown}");
         assert_eq!(refused, expected);
         drop(first);
         assert!(!path.exists());
