@@ -67,6 +67,7 @@ fn is_own(line: &str) -> bool {
         "no xdp",
         "xdp",
         "dropped packets",
+        "round trip",
         "flow in",
         "flow out",
     ];
@@ -198,6 +199,12 @@ fn show_as_json() -> Result<()> {
         peer["latest_handshake"]
             .as_u64()
             .is_some_and(|time| time > 0),
+        "{text}"
+    );
+    ensure!(
+        peer["handshake_round_trip"]
+            .as_f64()
+            .is_some_and(|seconds| seconds > 0.0 && seconds < 10.0),
         "{text}"
     );
     ensure!(

@@ -35,6 +35,9 @@ impl Control {
             let (seconds, nanoseconds) = (handshake.as_secs(), handshake.subsec_nanos());
             let _ = writeln!(answer, "last_handshake_time_sec={seconds}");
             let _ = writeln!(answer, "last_handshake_time_nsec={nanoseconds}");
+            if let Some(taken) = peer.round_trip {
+                let _ = writeln!(answer, "adit_round_trip_us={}", taken.as_micros());
+            }
             let _ = writeln!(answer, "tx_bytes={}", peer.tx_bytes);
             let _ = writeln!(answer, "rx_bytes={}", peer.rx_bytes);
             let _ = writeln!(answer, "persistent_keepalive_interval={}", peer.keepalive);

@@ -27,6 +27,7 @@ impl Measurable for Control {
                 received: peer.rx_bytes,
                 sent: peer.tx_bytes,
                 latest_handshake: peer.last_handshake,
+                round_trip: peer.round_trip,
                 session: peer.session.is_some(),
             });
         }

@@ -5,6 +5,7 @@
 
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use adit_protocol::{PrivateKey, PublicKey};
 use thiserror::Error;
@@ -121,6 +122,8 @@ pub struct Peer {
     pub endpoint: Option<SocketAddr>,
     /// Unix time of the last handshake in seconds; 0 if never.
     pub latest_handshake: u64,
+    /// What it took to the peer and back, if the daemon says so.
+    pub round_trip: Option<Duration>,
     /// Bytes received.
     pub received: u64,
     /// Bytes sent.
@@ -138,6 +141,7 @@ impl Peer {
             preshared_key: false,
             endpoint: None,
             latest_handshake: 0,
+            round_trip: None,
             received: 0,
             sent: 0,
             keepalive: 0,
@@ -203,6 +207,11 @@ impl Device {
             "datapath_note" => self.datapath_notes.push(value.to_owned()),
             "xdp" => self.xdp.extend(xdp_device(value)),
             "xdp_transmit" => self.transmit.extend(transmit_device(value)),
+            "round_trip_us" => {
+                if let Some(peer) = self.peers.last_mut() {
+                    peer.round_trip = value.parse().ok().map(Duration::from_micros);
+                }
+            }
             _ => {
                 if let Ok(count) = value.parse() {
                     self.counters.push((key.to_owned(), count));
@@ -341,7 +350,7 @@ mod tests {
              adit_xdp_transmit=eth0 zerocopy\nadit_xdp_transmit=eth1 odd\n\
              adit_tun_reads=17\nadit_drop_ingress_ecn=3\nadit_new=word\nfuture=1\n\
              public_key={PEER}\npreshared_key={ZERO}\nprotocol_version=1\nendpoint=[abcd:23::33]:51820\n\
-             last_handshake_time_sec=1700000000\nlast_handshake_time_nsec=5\ntx_bytes=38333\nrx_bytes=2224\n\
+             last_handshake_time_sec=1700000000\nlast_handshake_time_nsec=5\nadit_round_trip_us=800\ntx_bytes=38333\nrx_bytes=2224\n\
              persistent_keepalive_interval=111\nallowed_ip=192.168.4.4/32\nallowed_ip=fd00::/8\n\
              public_key={PRIVATE}\npreshared_key={PEER}\nerrno=0\n\n"
         )
@@ -393,6 +402,8 @@ mod tests {
         );
         assert_eq!(first.allowed_ips[1], ("fd00::".parse().unwrap(), 8));
         assert_eq!((second.endpoint, second.latest_handshake), (None, 0));
+        assert_eq!(first.round_trip, Some(Duration::from_micros(800)));
+        assert_eq!(second.round_trip, None);
     }
 
     #[test]

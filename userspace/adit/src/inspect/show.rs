@@ -188,6 +188,9 @@ fn peer_listing(text: &mut String, tunnel: &Tunnel, peer: &Peer, now: u64, style
     if peer.latest_handshake != 0 {
         line("latest handshake", &style.ago(now, peer.latest_handshake));
     }
+    if let Some(taken) = peer.round_trip {
+        line("round trip", &style.milliseconds(taken));
+    }
     if peer.received != 0 || peer.sent != 0 {
         let (received, sent) = (style.bytes(peer.received), style.bytes(peer.sent));
         line("transfer", &format!("{received} received, {sent} sent"));
@@ -242,7 +245,7 @@ mod tests {
              adit_drop_ingress_replayed=3\nadit_drop_egress_malformed=0\n\
              public_key={FIRST}\nallowed_ip=10.0.0.9/32\n\
              public_key={SECOND}\npreshared_key={FIRST}\nendpoint=192.0.2.2:51820\n\
-             last_handshake_time_sec=1000\ntx_bytes=2048\nrx_bytes=12\npersistent_keepalive_interval=25\n\
+             last_handshake_time_sec=1000\nadit_round_trip_us=12345\ntx_bytes=2048\nrx_bytes=12\npersistent_keepalive_interval=25\n\
              allowed_ip=10.0.0.2/32\nallowed_ip=fd00::/64\nerrno=0\n\n"
         );
         let flow = |remote: &str, direction| Flow {
@@ -293,6 +296,7 @@ peer: {second}
   endpoint: 192.0.2.2:51820
   allowed ips: 10.0.0.2/32, fd00::/64
   latest handshake: 1 minute, 3 seconds ago
+  round trip: 12.3 ms
   transfer: 12 B received, 2.00 KiB sent
   persistent keepalive: every 25 seconds
   flow in: 192.0.2.1:51820 <- 192.0.2.2:51820, 3 packets, 1.50 KiB, 2 seconds ago

@@ -3,6 +3,7 @@
 use std::env;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
@@ -95,6 +96,12 @@ impl Style {
         } else {
             format!("{value:.2} {name}")
         }
+    }
+
+    /// A short time: `12.3 ms`.
+    pub(crate) fn milliseconds(self, time: Duration) -> String {
+        let unit = self.paint(Tone::Unit, "ms");
+        format!("{:.1} {unit}", time.as_secs_f64() * 1e3)
     }
 
     /// A span of time: `1 minute, 3 seconds`; empty for 0.

@@ -44,6 +44,8 @@ pub struct Peer {
     pub sent: u64,
     /// Unix time of the latest handshake, if there was one.
     pub latest_handshake: Option<Duration>,
+    /// What it took to the peer and back.
+    pub round_trip: Option<Duration>,
     /// Whether there is a session to send on.
     pub session: bool,
 }
@@ -73,6 +75,7 @@ mod tests {
             received: 0,
             sent: 0,
             latest_handshake: heard.then_some(Duration::from_secs(1)),
+            round_trip: None,
             session: false,
         };
         let kept = |limit| {

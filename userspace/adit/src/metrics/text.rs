@@ -285,6 +285,15 @@ impl Report {
             "Unix time of the latest handshake with the peer; absent if there was none.",
             handshakes,
         )?;
+        let round_trips = labelled().filter_map(|(label, peer)| {
+            let seconds = peer.round_trip?.as_secs_f64();
+            Some((label, ConstGauge::new(seconds)))
+        });
+        to.family(
+            "peer_handshake_round_trip_seconds",
+            "What the latest handshake took to the peer and back; absent if there was none.",
+            round_trips,
+        )?;
         to.family(
             "peer_session",
             "Whether there is a session to send to the peer on.",
@@ -432,6 +441,7 @@ pub(super) mod tests {
             received: 1000,
             sent: u64::MAX,
             latest_handshake: handshake.map(Duration::from_secs_f64),
+            round_trip: handshake.map(|_| Duration::from_micros(12_500)),
             session: handshake.is_some(),
         };
         Snapshot {

@@ -1,5 +1,7 @@
 //! Numbers and times in few characters: three digits and a unit.
 
+use std::time::Duration;
+
 /// Bytes in at most 8 characters: `1.21 GiB`, `121 KiB`, `1023 B`.
 pub(super) fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 7] = [" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"];
@@ -47,6 +49,15 @@ pub(super) fn span(seconds: u64) -> String {
     }
 }
 
+/// A time to the peer and back in at most 7 characters: `0.8 ms`, `12.3 ms`, `1234 ms`; a dash if it is not known.
+pub(super) fn round_trip(time: Option<Duration>) -> String {
+    let Some(milliseconds) = time.map(|time| time.as_secs_f64() * 1e3) else {
+        return "-".to_owned();
+    };
+    let decimals = usize::from(milliseconds < 99.95);
+    format!("{milliseconds:.decimals$} ms")
+}
+
 /// At most `width` characters; what is too long loses its middle, since ports and ends of names tell things apart.
 pub(super) fn shortened(text: &str, width: usize) -> String {
     let length = text.chars().count();
@@ -66,6 +77,16 @@ pub(super) fn shortened(text: &str, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn round_trips_have_four_digits() {
+        let shown = |microseconds| round_trip(Some(Duration::from_micros(microseconds)));
+        assert_eq!(round_trip(None), "-");
+        assert_eq!(shown(840), "0.8 ms");
+        assert_eq!(shown(12_340), "12.3 ms");
+        assert_eq!(shown(99_960), "100 ms");
+        assert_eq!(shown(1_234_000), "1234 ms");
+    }
 
     #[test]
     fn bytes_have_three_digits() {

@@ -220,6 +220,8 @@ impl Picture {
             Sort::Received => peer_b.received.cmp(&peer_a.received),
             Sort::Sent => peer_b.sent.cmp(&peer_a.sent),
             Sort::Handshake => peer_b.latest_handshake.cmp(&peer_a.latest_handshake),
+            // The slowest is what one looks for.
+            Sort::RoundTrip => peer_b.round_trip.cmp(&peer_a.round_trip),
             // Those that have one come first.
             Sort::Endpoint => peer_a
                 .endpoint
@@ -312,18 +314,20 @@ pub(super) enum Sort {
     Received,
     Sent,
     Handshake,
+    RoundTrip,
     Peer,
     Endpoint,
 }
 
 impl Sort {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Rate,
         Self::RateIn,
         Self::RateOut,
         Self::Received,
         Self::Sent,
         Self::Handshake,
+        Self::RoundTrip,
         Self::Peer,
         Self::Endpoint,
     ];
@@ -344,6 +348,7 @@ impl Sort {
             Self::Received => "received",
             Self::Sent => "sent",
             Self::Handshake => "handshake",
+            Self::RoundTrip => "round trip",
             Self::Peer => "peer",
             Self::Endpoint => "endpoint",
         }
@@ -433,8 +438,8 @@ pub(super) mod tests {
             2,
             &format!(
                 "adit_udp_received_datagrams=100\nadit_xsk_received_datagrams=50\nadit_drop_ingress_ecn=5\n{}{}{}",
-                peer(1, 3000, 400, 9_900),
-                peer(2, 77, 1000, 0),
+                peer(1, 3000, 400, 9_900) + "adit_round_trip_us=1000\n",
+                peer(2, 77, 1000, 0) + "adit_round_trip_us=2000\n",
                 peer(3, 9, 9, 10_002)
             ),
             Some(Counts {
@@ -516,10 +521,11 @@ pub(super) mod tests {
         assert_eq!(order(Sort::Sent, false), [1, 0, 2]);
         assert_eq!(order(Sort::Handshake, false), [2, 0, 1]);
         assert_eq!(order(Sort::Handshake, true), [1, 0, 2]);
+        assert_eq!(order(Sort::RoundTrip, false), [1, 0, 2]);
         assert_eq!(order(Sort::Peer, false), [0, 1, 2]);
         assert_eq!(order(Sort::Endpoint, true), [2, 1, 0]);
         let mut sort = Sort::default();
-        for _ in 0..8 {
+        for _ in Sort::ALL {
             assert_eq!(sort.step(true).step(false), sort);
             sort = sort.step(true);
         }

@@ -6,7 +6,7 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Clear, Paragraph};
 
-use super::figures::{bytes, rate, span};
+use super::figures::{bytes, rate, round_trip, span};
 use super::model::{Picture, Total};
 use super::state::{State, View};
 use super::tables::{drops, endpoint, flows, peers, prefixes, rows_of};
@@ -287,6 +287,10 @@ fn details_of(
             label("  keepalive "),
             format!("{} s", peer.keepalive).into(),
         ]);
+    }
+    if peer.round_trip.is_some() {
+        let text = round_trip(peer.round_trip);
+        second.extend([label("  round trip "), text.into()]);
     }
     if peer.preshared_key {
         second.push(label("  preshared key"));

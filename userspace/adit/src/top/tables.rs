@@ -8,7 +8,7 @@ use ratatui::style::Style;
 use ratatui::text::Line;
 use ratatui::widgets::{Cell, Row, Table};
 
-use super::figures::{bytes, rate, shortened, span};
+use super::figures::{bytes, rate, round_trip, shortened, span};
 use super::model::Picture;
 use super::screen::Palette;
 use super::state::State;
@@ -92,7 +92,7 @@ pub(super) fn peers(
     let wide = area.width >= WIDE;
     // Both of any length; they share what the figures leave.
     let endpoint_width = if wide {
-        (area.width - 80) / 4 + 21
+        (area.width - 88) / 4 + 21
     } else {
         area.width.saturating_sub(59)
     };
@@ -106,6 +106,7 @@ pub(super) fn peers(
         figures("HANDSHAKE", 9),
     ];
     if wide {
+        columns.push(figures("RTT", 7));
         columns.push(text("  ALLOWED IPS", Constraint::Fill(1)));
     }
     let device = &picture.reading.tunnel.device;
@@ -128,6 +129,7 @@ pub(super) fn peers(
             ),
         ];
         if wide {
+            cells.push(right(round_trip(peer.round_trip)));
             cells.push(Cell::from(format!("  {}", prefixes(peer))));
         }
         let style = if selected == Some(place) {

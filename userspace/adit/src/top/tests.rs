@@ -85,7 +85,7 @@ fn two_peers() -> State {
             "{HEAD}adit_udp_received_datagrams={datagrams}\nadit_udp_sent_datagrams={}\n\
              adit_drop_ingress_replayed={dropped}\nadit_drop_egress_no_route=2\n{}{}",
             datagrams / 2,
-            peer(2, received, sent, 9_940),
+            peer(2, received, sent, 9_940) + "adit_round_trip_us=12340\n",
             peer(3, 0, 0, 0),
         );
         let counts = Counts {

@@ -45,6 +45,9 @@ pub struct PeerInfo {
     pub endpoint: Option<Endpoint>,
     /// Unix time of the last handshake, if there was one.
     pub last_handshake: Option<Duration>,
+    /// What the last handshake took to the peer and back, both sides' work and queues included: from our initiation to the
+    /// response, or from our response to the first packet on the session, which an initiator sends at once.
+    pub round_trip: Option<Duration>,
     /// UDP payload bytes sent to it.
     pub tx_bytes: u64,
     /// UDP payload bytes received from it.
@@ -142,6 +145,7 @@ impl<K: TransportKey> Device<K> {
             sent_timestamp: Tai64n::default(),
             last_handshake_sent: None,
             last_handshake: None,
+            round_trip: None,
             cookie: cookie::Maker::default(),
             timers: Timers::default(),
             deadline: None,
@@ -340,6 +344,7 @@ impl<K> Peer<K> {
             preshared_key: self.preshared_key.clone(),
             endpoint: link.endpoint(),
             last_handshake: self.last_handshake,
+            round_trip: self.round_trip,
             tx_bytes: link.tx_bytes(),
             rx_bytes: link.rx_bytes(),
             keepalive: self.keepalive,

@@ -346,6 +346,8 @@ impl<K: TransportKey> Device<K> {
         let Some((identity, _)) = &self.core.identity else {
             return;
         };
+        let taken = now.instant.saturating_duration_since(peer.initiated_at);
+        peer.round_trip = Some(taken);
         peer.link
             .install_current(session, peer.initiated_at, &identity.public);
         self.core.complete_handshake(now, peer);

@@ -106,6 +106,8 @@ struct Peer<K> {
     last_handshake_sent: Option<Instant>,
     /// Unix time of the last completed handshake.
     last_handshake: Option<Duration>,
+    /// What the last handshake took to the peer and back.
+    round_trip: Option<Duration>,
     cookie: cookie::Maker,
     timers: Timers,
     /// Where the peer stands in `Core::deadlines`.

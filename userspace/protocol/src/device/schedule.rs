@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Core, Device, Event, Output, Peer};
 use crate::message::{DATA_OVERHEAD, DataHeader};
 use crate::peer::PeerId;
+use crate::session::Role;
 use crate::time::{Instant, Now};
 use crate::timers::Due;
 use crate::transport::TransportKey;
@@ -56,6 +57,12 @@ impl<K: TransportKey> Core<K> {
     /// Does everything that is due for one peer.
     fn look_at(&mut self, now: Now, peer: &mut Peer<K>) {
         if peer.link.take_confirmed() {
+            if let Some(session) = &*peer.link.current()
+                && session.role() == Role::Responder
+            {
+                let taken = now.instant.saturating_duration_since(session.created());
+                peer.round_trip = Some(taken);
+            }
             self.complete_handshake(now, peer);
         }
         while let Some(due) = {

@@ -25,13 +25,30 @@ fn first_packet_brings_up_the_tunnel() {
     let started = secs(1_700_000_000);
     assert_eq!(info(0).last_handshake, Some(started + millis(40)));
     assert_eq!(info(1).last_handshake, Some(started + millis(60)));
+    // 20 ms each way, whoever measures.
+    assert_eq!(info(0).round_trip, Some(millis(40)));
+    assert_eq!(info(1).round_trip, Some(millis(40)));
+}
+
+#[test]
+fn a_round_trip_is_that_of_the_attempt_that_was_answered() {
+    let mut net = Net::pair(1);
+    let mut lost = false;
+    net.filter = Some(Box::new(move |_| std::mem::replace(&mut lost, true)));
+    net.send(0, 1, 100).unwrap();
+    net.run(secs(7));
+    assert_eq!(net.nodes[0].sent_of(MessageType::Initiation).len(), 2);
+    for node in &net.nodes {
+        let info = node.device.peers().next().unwrap();
+        assert_eq!(info.round_trip, Some(millis(40)));
+    }
 }
 
 #[test]
 fn last_handshake_is_never_before_the_first() {
     let net = Net::pair(1);
     let info = net.nodes[0].device.peers().next().unwrap();
-    assert_eq!(info.last_handshake, None);
+    assert_eq!((info.last_handshake, info.round_trip), (None, None));
     assert_eq!(info.session, None);
 }
 

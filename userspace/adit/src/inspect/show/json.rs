@@ -57,6 +57,8 @@ struct Peer<'a> {
     allowed_ips: Vec<String>,
     /// Unix time in seconds; null if never.
     latest_handshake: Option<u64>,
+    /// Seconds; null if not known.
+    handshake_round_trip: Option<f64>,
     received_bytes: u64,
     sent_bytes: u64,
     /// Seconds; null if off.
@@ -127,6 +129,7 @@ impl<'a> Peer<'a> {
                 .map(|(address, length)| format!("{address}/{length}"))
                 .collect(),
             latest_handshake: (peer.latest_handshake != 0).then_some(peer.latest_handshake),
+            handshake_round_trip: peer.round_trip.map(|taken| taken.as_secs_f64()),
             received_bytes: peer.received,
             sent_bytes: peer.sent,
             persistent_keepalive: (peer.keepalive != 0).then_some(peer.keepalive),
