@@ -28,6 +28,7 @@ pub mod tunnel;
 pub mod uapi;
 pub mod udp_flow;
 pub mod wait;
+pub mod weather;
 pub mod wg;
 
 pub use daemon::{Daemon, Implementation};

@@ -1,4 +1,4 @@
-//! A bad network: a UDP relay that loses, repeats and reorders datagrams, and changes the address they come from.
+//! A bad network: a UDP relay under some [`Weather`], which also changes the address that datagrams come from.
 //!
 //! ```text
 //!  left ──> front:PORT ─ relay ─ back ──> right:PORT
@@ -7,25 +7,28 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::Namespace;
+use crate::weather::Sky;
+pub use crate::weather::{Counts, Rate, Weather};
 
-/// How a relay treats datagrams; chances are per thousand.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Weather {
-    /// Not passed on.
-    pub loss: u64,
-    /// Passed on twice.
-    pub duplication: u64,
-    /// Passed on after the next one.
-    pub reordering: u64,
-}
+/// How often a thread looks whether the relay has ended.
+const INTERVAL: Duration = Duration::from_millis(50);
+
+/// Datagrams received in one go, before those that are due are looked after.
+const BURST: usize = 64;
+
+/// What the kernel keeps for the relay, so that all loss is the weather's.
+const BUFFER: usize = 16 << 20;
 
 /// A running relay; it ends when dropped.
 #[derive(Debug)]
@@ -41,9 +44,9 @@ struct Shared {
     back: Mutex<Arc<UdpSocket>>,
     right: SocketAddr,
     left: Mutex<Option<SocketAddr>>,
-    weather: Weather,
-    random: AtomicU64,
-    passed: AtomicU64,
+    weather: Mutex<Weather>,
+    /// Over what goes right, and what goes left.
+    skies: [Mutex<Sky>; 2],
     stop: AtomicBool,
 }
 
@@ -58,6 +61,20 @@ impl Relay {
         right: SocketAddr,
         weather: Weather,
     ) -> Result<Self> {
+        Self::seeded(namespace, address, right, weather, 0)
+    }
+
+    /// [`Relay::start`] with dice that fall as `seed` says.
+    ///
+    /// # Errors
+    /// As [`Relay::start`].
+    pub fn seeded(
+        namespace: &Namespace,
+        address: IpAddr,
+        right: SocketAddr,
+        weather: Weather,
+        seed: u64,
+    ) -> Result<Self> {
         let front = bind(namespace, address)?;
         let back = bind(namespace, unspecified(right.ip()))?;
         let local = front.local_addr()?;
@@ -66,9 +83,9 @@ impl Relay {
             back: Mutex::new(Arc::new(back)),
             right,
             left: Mutex::new(None),
-            weather,
-            random: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
-            passed: AtomicU64::new(0),
+            weather: Mutex::new(weather),
+            // The directions do not share their fate.
+            skies: [2 * seed, 2 * seed + 1].map(|seed| Mutex::new(Sky::new(seed))),
             stop: AtomicBool::new(false),
         });
         let (inbound, outbound) = (Arc::clone(&shared), Arc::clone(&shared));
@@ -101,10 +118,15 @@ impl Relay {
         Ok(local)
     }
 
-    /// Number of datagrams passed on in both directions.
+    /// Changes the weather for what comes from now on.
+    pub fn set_weather(&self, weather: Weather) {
+        *lock(&self.shared.weather) = weather;
+    }
+
+    /// What became of all datagrams so far: of those that went right, and of those that went left.
     #[must_use]
-    pub fn passed(&self) -> u64 {
-        self.shared.passed.load(Ordering::Relaxed)
+    pub fn counts(&self) -> [Counts; 2] {
+        [0, 1].map(|direction| lock(&self.shared.skies[direction]).counts())
     }
 }
 
@@ -119,78 +141,57 @@ impl Drop for Relay {
 
 impl Shared {
     fn pass_right(&self) {
-        let mut held = None;
-        let mut buffer = vec![0; 1 << 16];
         while !self.stop.load(Ordering::Relaxed) {
-            let Ok((length, from)) = self.front.recv_from(&mut buffer) else {
-                continue;
-            };
-            *lock(&self.left) = Some(from);
             let back = Arc::clone(&lock(&self.back));
-            self.pass(&buffer[..length], &mut held, |datagram| {
+            self.pass(0, &self.front, |datagram| {
                 back.send_to(datagram, self.right)
             });
         }
     }
 
     fn pass_left(&self) {
-        let mut held = None;
-        let mut buffer = vec![0; 1 << 16];
         while !self.stop.load(Ordering::Relaxed) {
             let back = Arc::clone(&lock(&self.back));
-            let Ok((length, _)) = back.recv_from(&mut buffer) else {
-                continue;
-            };
-            let Some(left) = *lock(&self.left) else {
-                continue;
-            };
-            self.pass(&buffer[..length], &mut held, |datagram| {
-                self.front.send_to(datagram, left)
+            let left = *lock(&self.left);
+            self.pass(1, &back, |datagram| match left {
+                Some(left) => self.front.send_to(datagram, left),
+                None => Ok(0),
             });
         }
     }
 
+    /// Waits until there is something to do in one direction, and does it.
     fn pass(
         &self,
-        datagram: &[u8],
-        held: &mut Option<Vec<u8>>,
+        direction: usize,
+        from: &UdpSocket,
         mut send: impl FnMut(&[u8]) -> std::io::Result<usize>,
     ) {
-        let mut send = |datagram: &[u8]| match send(datagram) {
-            Ok(_) => drop(self.passed.fetch_add(1, Ordering::Relaxed)),
+        let next = lock(&self.skies[direction]).next();
+        let wait = next.map_or(INTERVAL, |next| {
+            next.saturating_duration_since(Instant::now())
+        });
+        let mut sources = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
+        // An interruption only makes it look earlier.
+        let _ = ppoll(&mut sources, Some(wait.min(INTERVAL).into()), None);
+        let weather = *lock(&self.weather);
+        let mut sky = lock(&self.skies[direction]);
+        let mut buffer = [0; 1 << 16];
+        for _ in 0..BURST {
+            let Ok((length, sender)) = from.recv_from(&mut buffer) else {
+                break;
+            };
+            if direction == 0 {
+                *lock(&self.left) = Some(sender);
+            }
+            sky.take(&weather, Instant::now(), &buffer[..length]);
+        }
+        while let Some(datagram) = sky.pass(Instant::now()) {
             // A full or momentarily unreachable next hop loses datagrams: that is what a network does.
-            Err(error) => debug_assert!(error.kind() != ErrorKind::InvalidInput, "{error}"),
-        };
-        if self.happens(self.weather.loss) {
-            return;
+            if let Err(error) = send(&datagram) {
+                debug_assert!(error.kind() != ErrorKind::InvalidInput, "{error}");
+            }
         }
-        if held.is_none() && self.happens(self.weather.reordering) {
-            *held = Some(datagram.to_vec());
-            return;
-        }
-        send(datagram);
-        if self.happens(self.weather.duplication) {
-            send(datagram);
-        }
-        if let Some(earlier) = held.take() {
-            send(&earlier);
-        }
-    }
-
-    fn happens(&self, per_thousand: u64) -> bool {
-        if per_thousand == 0 {
-            return false;
-        }
-        // xorshift64: repeatable, and good enough to roll dice.
-        let roll = |mut x: u64| {
-            x ^= x << 13;
-            x ^= x >> 7;
-            x ^ (x << 17)
-        };
-        let drawn = self
-            .random
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |x| Some(roll(x)));
-        drawn.is_ok_and(|x| (x >> 20) % 1000 < per_thousand)
     }
 }
 
@@ -198,10 +199,10 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A socket that wakes up now and then, so that its thread sees the end of the relay.
 fn bind(namespace: &Namespace, address: IpAddr) -> Result<UdpSocket> {
     let socket = namespace.enter(|| UdpSocket::bind(SocketAddr::new(address, 0)))??;
-    socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+    socket.set_nonblocking(true)?;
+    setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
     Ok(socket)
 }
 

@@ -96,6 +96,24 @@ pub fn tcp_both_ways(left: &Site, right: &Site, inner: Family, bytes: usize) -> 
     tcp(&right.namespace, &left.namespace, left.inner(inner), bytes)
 }
 
+/// [`tcp`] from left to right and from right to left, through the tunnel, at the same time.
+///
+/// # Errors
+/// As [`tcp`].
+pub fn tcp_at_once(left: &Site, right: &Site, inner: Family, bytes: usize) -> Result<()> {
+    let one_way =
+        |from: &Site, to: &Site| tcp(&from.namespace, &to.namespace, to.inner(inner), bytes);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| one_way(right, left));
+        let this = one_way(left, right);
+        let other = other
+            .join()
+            .map_err(|_| anyhow::anyhow!("transfer panicked"))?;
+        this.context("left to right")?;
+        other.context("right to left")
+    })
+}
+
 /// Sends datagrams of the given lengths, one by one, each answered with the same bytes.
 ///
 /// # Errors

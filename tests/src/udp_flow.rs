@@ -58,6 +58,8 @@ pub struct Delivery {
     pub received: u64,
     /// Datagrams that arrived after one with a higher number.
     pub reordered: u64,
+    /// Datagrams that arrived with the same number as the one before.
+    pub repeated: u64,
     /// From the first datagram sent to the end of sending.
     pub sending: Duration,
     /// From the first arrival to the last.
@@ -176,7 +178,7 @@ fn send_one(socket: &UdpSocket, datagram: &[u8]) -> std::io::Result<()> {
 fn receive(socket: &UdpSocket, done: &AtomicBool) -> Result<Delivery> {
     let mut delivery = Delivery::default();
     let mut arrivals: Option<(Instant, Instant)> = None;
-    let mut highest = 0;
+    let mut highest = None;
     let mut datagram = [0; 1 << 16];
     loop {
         // Before the wait: silence counts only if the sender was done when it began.
@@ -189,8 +191,9 @@ fn receive(socket: &UdpSocket, done: &AtomicBool) -> Result<Delivery> {
                 let (number, now) = (u64::from_le_bytes(*number), Instant::now());
                 arrivals = Some((arrivals.map_or(now, |(first, _)| first), now));
                 delivery.received += 1;
-                delivery.reordered += u64::from(number < highest);
-                highest = highest.max(number);
+                delivery.reordered += u64::from(highest.is_some_and(|highest| number < highest));
+                delivery.repeated += u64::from(highest == Some(number));
+                highest = highest.max(Some(number));
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 fail_if_interrupted()?;

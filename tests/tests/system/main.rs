@@ -4,6 +4,7 @@
 
 mod ageing;
 mod documents;
+mod faults;
 mod guide;
 mod hostile_network;
 mod hostile_tun;

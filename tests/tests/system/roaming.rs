@@ -382,6 +382,7 @@ fn bad_weather() -> Result<()> {
         loss: 10,
         duplication: 100,
         reordering: 50,
+        ..Weather::default()
     };
     let relay = Relay::start(
         &right.namespace,
