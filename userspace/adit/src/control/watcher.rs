@@ -18,6 +18,7 @@ use anyhow::Context as _;
 use tokio::sync::mpsc;
 
 use crate::dataplane::Dataplane;
+use crate::dataplane::setbacks::Setbacks;
 use crate::sandbox::Role;
 
 /// Routes often change many at a time; that they changed is told when so much time has passed.
@@ -113,6 +114,7 @@ impl Watching {
 
     fn watch(&mut self) -> io::Result<()> {
         let mut routes_told_at: Option<Instant> = None;
+        let mut setbacks = Setbacks::default();
         // Events that were there before the first wait are read first.
         self.follow_link();
         loop {
@@ -131,16 +133,22 @@ impl Watching {
                 neighbours.unwrap_or(self.stop.as_fd()),
             ]
             .map(|fd| PollFd::new(fd, Interest::Read));
-            poll(&mut fds, timeout)?;
+            if let Err(error) = poll(&mut fds, timeout) {
+                setbacks.after(error)?;
+                continue;
+            }
+            let mut failed = false;
             let [stop, link, routes, socket, neighbours] = fds.map(|fd| fd.readable());
             if stop {
                 return Ok(());
             }
             if link {
-                self.follow_link();
+                failed |= !self.follow_link();
             }
+            let changed = routes.then(|| self.sources.routes.changed());
+            failed |= matches!(changed, Some(Err(_)));
             // An error means that messages were lost: then something has changed.
-            if routes && self.sources.routes.changed().unwrap_or(true) {
+            if changed.is_some_and(|changed| changed.unwrap_or(true)) {
                 // Before the next packet, which the kernel would send the new way.
                 self.shared.transmit.suspend();
                 routes_told_at.get_or_insert_with(|| Instant::now() + ROUTES_SETTLE);
@@ -150,37 +158,55 @@ impl Watching {
                 self.tell(Happening::Routes);
             }
             if neighbours {
-                self.follow_neighbours();
+                failed |= !self.follow_neighbours();
             }
-            if socket && self.sources.socket.removed()? {
-                self.tell(Happening::SocketRemoved);
+            match socket.then(|| self.sources.socket.removed()) {
+                Some(Ok(true)) => self.tell(Happening::SocketRemoved),
+                Some(Err(error)) => {
+                    setbacks.after(error)?;
+                    continue;
+                }
+                _ => {}
+            }
+            // What could not be read is still there, and would be reported again at once.
+            if failed {
+                setbacks.endure();
+            } else {
+                setbacks.over();
             }
         }
     }
 
-    fn follow_link(&mut self) {
+    /// Tells what happened to the device; false if that could not be read.
+    fn follow_link(&mut self) -> bool {
         loop {
             match self.sources.link.next_event(&self.shared.tun) {
                 Ok(Some(event)) => self.tell(Happening::Link(event)),
-                Ok(None) => return,
-                Err(error) => return tracing::warn!(%error, "device events"),
+                Ok(None) => return true,
+                Err(error) => {
+                    tracing::warn!(%error, "device events");
+                    return false;
+                }
             }
         }
     }
 
-    fn follow_neighbours(&mut self) {
+    /// Tells what happened to neighbours; false if that could not be read.
+    fn follow_neighbours(&mut self) -> bool {
         let Some(monitor) = &mut self.sources.neighbours else {
-            return;
+            return true;
         };
         let happenings = &self.happenings;
         let tell = |change| {
             // Fails only when the control thread is about to stop this one.
             let _ = happenings.send(Happening::Neighbour(change));
         };
-        if let Err(error) = monitor.read(tell) {
-            tracing::debug!(%error, "neighbours");
-            self.tell(Happening::Neighbour(NeighbourChange::Lost));
-        }
+        let Err(error) = monitor.read(tell) else {
+            return true;
+        };
+        tracing::debug!(%error, "neighbours");
+        self.tell(Happening::Neighbour(NeighbourChange::Lost));
+        false
     }
 
     fn tell(&self, happening: Happening) {

@@ -15,6 +15,7 @@ use adit_protocol::{InnerPacket, Instant};
 use super::batch::Batch;
 use super::helper::Pipeline;
 use super::outbound::Outbound;
+use super::setbacks::Setbacks;
 use super::transmit::Path;
 use super::{Dataplane, Notice, PeerLink, Session};
 use crate::instant;
@@ -42,6 +43,8 @@ pub(super) struct Egress {
     outbound: Outbound,
     /// Where batches go to be sealed by a helper, if there is one.
     pipeline: Option<Pipeline<Batch>>,
+    /// Of reading from the device.
+    setbacks: Setbacks,
 }
 
 impl Egress {
@@ -62,6 +65,7 @@ impl Egress {
             segment: vec![0; READ_BUFFER].into_boxed_slice(),
             outbound,
             pipeline,
+            setbacks: Setbacks::default(),
         })
     }
 
@@ -79,6 +83,7 @@ impl Egress {
         let inbox = &shared.inboxes[self.queue];
         let counters = &shared.counters.of(self.queue).egress;
         let allocations_before = allocations_on_this_thread();
+        let mut waits = Setbacks::default();
         while !shared.is_stopping() {
             let waiting_since = self.pipeline.is_some().then(instant);
             inbox.egress_pulse.beat();
@@ -86,11 +91,18 @@ impl Egress {
                 .wait(self.outbound.retry_after())
                 .map(|mut ready| ready.any(|source| source.token == WAKE));
             match woken {
-                Ok(true) => _ = inbox.wake_egress.clear(),
-                Ok(false) => {}
+                Ok(woken) => {
+                    waits.over();
+                    if woken {
+                        _ = inbox.wake_egress.clear();
+                    }
+                }
+                // Whether there is something to read is seen by reading.
                 Err(error) => {
-                    tracing::error!(%error, "cannot wait for the TUN device");
-                    return shared.notify(Notice::DeviceGone);
+                    if let Err(error) = waits.after(error) {
+                        tracing::error!(%error, "cannot wait for the TUN device");
+                        return shared.notify(Notice::DeviceGone);
+                    }
                 }
             }
             if let (Some(pipeline), Some(since)) = (&mut self.pipeline, waiting_since) {
@@ -126,6 +138,7 @@ impl Egress {
                 match tun.read(read_buffer) {
                     Ok(len) => {
                         reads += 1;
+                        self.setbacks.over();
                         counters.tun_reads.add(1);
                         self.packet(now, &read_buffer[..len]);
                     }
@@ -134,10 +147,9 @@ impl Egress {
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(_) if !tun.attached() => break Round::Gone,
-                    // The device is down (EIO); poll says when there is something again.
                     Err(error) => {
                         tracing::trace!(%error, "TUN read");
-                        break Round::Empty;
+                        break Round::Failed;
                     }
                 }
             };
@@ -155,6 +167,11 @@ impl Egress {
                 }
                 Round::Empty => {
                     self.singles = if reads == 1 { SINGLES } else { 0 };
+                    return Ok(());
+                }
+                // Whatever is wrong with the device, it still says that there is something to read.
+                Round::Failed => {
+                    self.setbacks.endure();
                     return Ok(());
                 }
                 Round::Gone => return Err(DeviceGone),
@@ -343,6 +360,7 @@ enum Round {
     Full,
     Single,
     Empty,
+    Failed,
     Gone,
 }
 

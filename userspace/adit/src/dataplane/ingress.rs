@@ -13,6 +13,7 @@ use arrayvec::ArrayVec;
 use super::delivery::Output;
 use super::helper::{Pipeline, Work as _};
 use super::opening::{MESSAGES, Opened, Parcel};
+use super::setbacks::Setbacks;
 use super::{Dataplane, Notice, ReceiverChange};
 use crate::instant;
 
@@ -37,6 +38,8 @@ pub(super) struct Ingress {
     /// Where parcels go to be opened by a helper, if there is one.
     pipeline: Option<Pipeline<Parcel>>,
     output: Output,
+    /// Of receiving from sockets.
+    setbacks: Setbacks,
 }
 
 /// Which of the things waited for have something.
@@ -69,6 +72,7 @@ impl Ingress {
             in_frames: Opened::new(xsk::BATCH),
             pipeline,
             output: Output::new(Arc::clone(&shared), queue),
+            setbacks: Setbacks::default(),
             shared,
         })
     }
@@ -80,17 +84,24 @@ impl Ingress {
         let counters = &shared.counters.of(self.queue).ingress;
         let mut receivers: ArrayVec<Box<Receiver>, RECEIVERS> = ArrayVec::new();
         let allocations_before = allocations_on_this_thread();
+        let mut waits = Setbacks::default();
         while !shared.is_stopping() {
             inbox.ingress_pulse.beat();
             let sockets = shared.sockets.load_full();
             let sockets = sockets.as_deref().map(|group| group.member(self.queue));
             let waiting_since = self.pipeline.is_some().then(instant);
             let ready = match self.wait(sockets, &receivers) {
-                Ok(ready) => ready,
-                Err(error) => {
-                    tracing::error!(%error, "cannot wait for the UDP sockets");
-                    return shared.notify(Notice::DeviceGone);
+                Ok(ready) => {
+                    waits.over();
+                    ready
                 }
+                Err(error) => match waits.after(error) {
+                    Ok(()) => continue,
+                    Err(error) => {
+                        tracing::error!(%error, "cannot wait for the UDP sockets");
+                        return shared.notify(Notice::DeviceGone);
+                    }
+                },
             };
             if let (Some(pipeline), Some(since)) = (&mut self.pipeline, waiting_since) {
                 pipeline.slept(instant().as_nanos().saturating_sub(since.as_nanos()));
@@ -152,9 +163,11 @@ impl Ingress {
         let shared = Arc::clone(&self.shared);
         let counters = &shared.counters.of(self.queue).ingress;
         let mut limit = MESSAGES;
+        let mut failed = 0;
         for _ in 0..ROUNDS {
             match self.parcel.received.recv_at_most(socket, limit) {
                 Ok(messages) => {
+                    self.setbacks.over();
                     counters.udp_receive_calls.add(1);
                     counters.udp_receives.add_len(messages);
                     let bytes = self.parcel.received.bytes();
@@ -171,10 +184,17 @@ impl Ingress {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // What ICMP said about some earlier datagram; the queue behind it is still there.
-                Err(error) => tracing::trace!(%error, "UDP receive"),
+                Err(error) => {
+                    failed += 1;
+                    tracing::trace!(%error, "UDP receive");
+                }
             }
         }
         self.finish();
+        // No queue of errors is that long: it is the socket, or the kernel is short of memory.
+        if failed == ROUNDS {
+            self.setbacks.endure();
+        }
     }
 
     /// Gives what was received to the helper, if that is to open it; what came before it and is not

@@ -25,6 +25,7 @@ mod opening;
 pub mod outbound;
 pub mod pulse;
 pub mod queues;
+pub(crate) mod setbacks;
 pub mod transmit;
 pub mod transport;
 mod tun_writer;
