@@ -70,31 +70,35 @@ pub fn adit_path() -> Result<PathBuf> {
 }
 
 fn build() -> Result<PathBuf> {
+    built(&["--release", "--package", "adit", "--bin", "adit"])
+}
+
+/// Has cargo build something of this workspace; the program or library that came of it.
+pub(crate) fn built(what: &[&str]) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
-    command.args([
-        "build",
-        "--quiet",
-        "--release",
-        "--package",
-        "adit",
-        "--bin",
-        "adit",
-    ]);
+    command.args(["build", "--quiet"]).args(what);
     let output = command.args(["--message-format", "json"]).output()?;
     if !output.status.success() {
-        bail!("cargo build --release --package adit failed");
+        bail!("cargo build {} failed", what.join(" "));
     }
     let text = String::from_utf8_lossy(&output.stdout);
-    let mut executable = text.lines().filter_map(|line| {
+    let mut made = text.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        Some(PathBuf::from(message.get("executable")?.as_str()?))
+        let library = || {
+            let files = message.get("filenames")?.as_array()?;
+            let mut paths = files.iter().filter_map(|file| file.as_str());
+            paths.find(|path| path.ends_with(".so"))
+        };
+        let executable = message.get("executable").and_then(|path| path.as_str());
+        Some(PathBuf::from(executable.or_else(library)?))
     });
-    executable.next_back().context("cargo named no executable")
+    // What was asked for comes last, after proc macros, which are libraries of this kind, too.
+    made.next_back().context("cargo named no file")
 }
 
 /// Path of `boringtun-cli`: `ADIT_TEST_BORINGTUN`, where `cargo xtask setup` put it, or `PATH`.

@@ -8,6 +8,7 @@
 
 pub mod command;
 pub mod daemon;
+pub mod faults;
 pub mod flood;
 pub mod initiators;
 pub mod iperf;

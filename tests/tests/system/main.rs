@@ -31,6 +31,7 @@ mod service;
 mod super_packets;
 #[cfg(target_arch = "x86_64")]
 mod system_call;
+mod system_call_faults;
 mod top;
 mod traffic;
 mod uapi_protocol;

@@ -93,7 +93,7 @@ fn lost(namespace: &Namespace) -> Result<u64> {
 }
 
 /// Datagrams for which a socket of this namespace had no room.
-fn receive_buffer_errors(namespace: &Namespace) -> Result<u64> {
+pub(crate) fn receive_buffer_errors(namespace: &Namespace) -> Result<u64> {
     let text = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
     let (names, values) = lines.next().zip(lines.next()).context("no UDP counters")?;
