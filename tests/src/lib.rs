@@ -6,6 +6,7 @@
 //! Everything here needs root. [`Namespace::new`] says so when it is missing.
 #![forbid(unsafe_code)]
 
+pub mod bpftool;
 pub mod command;
 pub mod daemon;
 pub mod faults;
@@ -22,6 +23,7 @@ pub mod ping;
 pub mod process;
 pub mod relay;
 pub mod round_trip;
+pub mod soak;
 pub mod stopwatch;
 pub mod terminal;
 pub mod transfer;

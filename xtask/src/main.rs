@@ -7,6 +7,7 @@ mod demo;
 mod dist;
 mod fuzz;
 mod setup;
+mod soak;
 mod stage;
 mod test;
 
@@ -32,6 +33,8 @@ enum Task {
     BuildEbpf(build_ebpf::Options),
     /// Feed every parser and state machine what no test thought of
     Fuzz(fuzz::Options),
+    /// Let tunnels run for half an hour under traffic while everything around them changes
+    Soak(soak::Options),
     /// Make a Debian package and a tarball of program, manual pages, completions, units and documents
     Dist(dist::Options),
     /// Run every check and test, as continuous integration does
@@ -55,6 +58,7 @@ fn run(task: Task) -> Result<()> {
         Task::Bench(options) => bench::run(&options),
         Task::BuildEbpf(options) => build_ebpf::run(options),
         Task::Fuzz(options) => fuzz::run(&options),
+        Task::Soak(options) => soak::run(&options),
         Task::Dist(options) => dist::run_task(&options),
         Task::Test(options) => test::run_stages(&options),
     }

@@ -28,6 +28,7 @@ mod roaming;
 mod sandbox;
 mod scale;
 mod service;
+mod soak;
 mod super_packets;
 #[cfg(target_arch = "x86_64")]
 mod system_call;

@@ -3,49 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use adit_tests::Implementation;
+pub(crate) use adit_tests::bpftool::{bpftool, detach_link, program_on, program_on_wire};
 use adit_tests::command::run;
 use adit_tests::daemon::Options;
-use adit_tests::tunnel::{Site, WAN};
-use adit_tests::{Implementation, Namespace};
+use adit_tests::tunnel::Site;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-
-/// The answer of `bpftool -j` in a namespace.
-pub(crate) fn bpftool(namespace: &Namespace, arguments: &str) -> Result<Value> {
-    let mut command = namespace.command("bpftool");
-    let text = run(command.arg("-j").args(arguments.split_whitespace()))?;
-    serde_json::from_str(&text).with_context(|| format!("bpftool {arguments}: {text}"))
-}
-
-/// Number of the XDP program on the wire's end.
-pub(crate) fn program_on_wire(namespace: &Namespace) -> Result<Option<u64>> {
-    program_on(namespace, WAN)
-}
-
-/// Number of the XDP program on an interface.
-pub(crate) fn program_on(namespace: &Namespace, device: &str) -> Result<Option<u64>> {
-    let answer = bpftool(namespace, &format!("net show dev {device}"))?;
-    Ok(answer
-        .pointer("/0/xdp/0")
-        .and_then(|xdp| xdp.get("id")?.as_u64()))
-}
-
-/// Detaches the daemon's XDP link as an administrator would.
-pub(crate) fn detach_link(site: &Site) -> Result<()> {
-    let program = program_on_wire(&site.namespace)?.context("no XDP program on the wire")?;
-    let links = bpftool(&site.namespace, "link show")?;
-    let number = |link: &Value, key| link.get(key).and_then(Value::as_u64);
-    let link = links
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|link| number(link, "prog_id") == Some(program))
-        .and_then(|link| number(link, "id"))
-        .with_context(|| format!("no link of program {program}: {links}"))?;
-    site.namespace
-        .run(&format!("bpftool link detach id {link}"))
-        .map(drop)
-}
 
 /// Where a daemon's map is pinned, seen from outside of its mount namespace: `ip netns exec` gives it one of its own.
 pub(crate) fn pinned(site: &Site, map: &str) -> PathBuf {
