@@ -70,7 +70,7 @@ impl Signals {
 pub async fn run(
     control: &Rc<RefCell<Control>>,
     mut queues: Queues,
-    mut happenings: mpsc::UnboundedReceiver<Happening>,
+    mut happenings: mpsc::Receiver<Happening>,
     signals: &mut Signals,
 ) -> Ending {
     let timers_changed = Arc::clone(&control.borrow().timers_changed);

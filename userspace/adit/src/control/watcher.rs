@@ -24,6 +24,10 @@ use crate::sandbox::Role;
 /// Routes often change many at a time; that they changed is told when so much time has passed.
 const ROUTES_SETTLE: Duration = Duration::from_millis(200);
 
+/// Happenings that may wait for the control thread. When there are more, this thread waits, and what the kernel cannot
+/// tell it meanwhile it reports as lost.
+const HAPPENINGS: usize = 1024;
+
 /// Something that happened around the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Happening {
@@ -65,9 +69,9 @@ impl Watcher {
     pub fn start(
         shared: Arc<Dataplane>,
         sources: Sources,
-    ) -> anyhow::Result<(Self, mpsc::UnboundedReceiver<Happening>)> {
+    ) -> anyhow::Result<(Self, mpsc::Receiver<Happening>)> {
         let stop = Arc::new(EventFd::new().context("cannot make an event descriptor")?);
-        let (happenings, received) = mpsc::unbounded_channel();
+        let (happenings, received) = mpsc::channel(HAPPENINGS);
         let watching = Watching {
             shared,
             sources,
@@ -101,7 +105,7 @@ struct Watching {
     shared: Arc<Dataplane>,
     sources: Sources,
     stop: Arc<EventFd>,
-    happenings: mpsc::UnboundedSender<Happening>,
+    happenings: mpsc::Sender<Happening>,
 }
 
 impl Watching {
@@ -199,7 +203,7 @@ impl Watching {
         let happenings = &self.happenings;
         let tell = |change| {
             // Fails only when the control thread is about to stop this one.
-            let _ = happenings.send(Happening::Neighbour(change));
+            let _ = happenings.blocking_send(Happening::Neighbour(change));
         };
         let Err(error) = monitor.read(tell) else {
             return true;
@@ -211,6 +215,6 @@ impl Watching {
 
     fn tell(&self, happening: Happening) {
         // Fails only when the control thread is about to stop this one.
-        let _ = self.happenings.send(happening);
+        let _ = self.happenings.blocking_send(happening);
     }
 }
