@@ -3,7 +3,7 @@
 //! A `set` operation is read completely before any of it is applied, so that a slow client never
 //! holds the device, and one that goes away in the middle changes nothing.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
@@ -36,8 +36,13 @@ const CONNECTIONS: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes read at once, and so the longest line; the protocol's own are under 150.
 const BUFFER: usize = 16 << 10;
-/// Lines of one operation: 100,000 peers with ten lines each, twice.
+/// Lines of the operations that are being read, of all connections together: 100,000 peers with ten lines each, twice.
 const SETTINGS_LIMIT: usize = 1 << 21;
+
+thread_local! {
+    /// Settings that wait for the end of their operation. All connections are tasks of one thread.
+    static WAITING: Cell<usize> = const { Cell::new(0) };
+}
 
 /// Accepts connections until the task is dropped.
 pub async fn serve<D: Configurable + 'static>(listener: UnixListener, device: Rc<RefCell<D>>) {
@@ -136,6 +141,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     async fn settings(&mut self) -> io::Result<Option<(Vec<Setting>, Result<(), Errno>)>> {
         let mut parser = Parser::default();
         let mut settings = Vec::new();
+        let mut room = Room::default();
         let mut result = Ok(());
         loop {
             match self.line().await? {
@@ -146,7 +152,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
                 Line::Text("") => return Ok(Some((settings, result))),
                 Line::Text(_) if result.is_err() => {}
-                Line::Text(_) if settings.len() == SETTINGS_LIMIT => result = Err(Errno::Invalid),
+                Line::Text(_) if !room.take() => result = Err(Errno::Invalid),
                 Line::Text(line) => match parser.line(line) {
                     Ok(setting) => settings.push(setting),
                     Err(errno) => result = Err(errno),
@@ -202,6 +208,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             answer = &answer[sent..];
         }
         Ok(())
+    }
+}
+
+/// Settings of one operation among those that [`SETTINGS_LIMIT`] is for, until it has been read or given up.
+#[derive(Default)]
+struct Room {
+    taken: usize,
+}
+
+impl Room {
+    /// Takes room for one more; false if there is none.
+    fn take(&mut self) -> bool {
+        let waiting = WAITING.get();
+        if waiting >= SETTINGS_LIMIT {
+            return false;
+        }
+        WAITING.set(waiting + 1);
+        self.taken += 1;
+        true
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        WAITING.set(WAITING.get() - self.taken);
     }
 }
 
@@ -298,6 +329,23 @@ mod tests {
         assert_eq!((answer.as_str(), operations.len()), ("", 0));
         let (answer, operations) = conversation(b"set=1\nlisten_po");
         assert_eq!((answer.as_str(), operations.len()), ("", 0));
+    }
+
+    #[test]
+    fn operations_that_never_end_share_one_limit() {
+        let mut one = Room {
+            taken: SETTINGS_LIMIT - 1,
+        };
+        WAITING.set(one.taken);
+        let mut other = Room::default();
+        assert!(one.take() && !one.take() && !other.take());
+        let operations = b"set=1\nlisten_port=7\n\n";
+        let (answer, applied) = conversation(operations);
+        assert_eq!(answer, "errno=-22\n\n");
+        assert!(applied.iter().all(Vec::is_empty));
+        drop((one, other));
+        assert_eq!(WAITING.get(), 0);
+        assert_eq!(conversation(operations).0, "errno=0\n\n");
     }
 
     #[test]
