@@ -77,6 +77,20 @@ impl Flood {
         device: &str,
         target: SocketAddrV4,
     ) -> Result<Self> {
+        Self::of(&Junk::ALL.map(Junk::payload), from, at, device, target)
+    }
+
+    /// As [`Flood::new`], of these payloads: each source sends each of them in a round.
+    ///
+    /// # Errors
+    /// As [`Flood::new`].
+    pub fn of(
+        payloads: &[Vec<u8>],
+        from: &Namespace,
+        at: &Namespace,
+        device: &str,
+        target: SocketAddrV4,
+    ) -> Result<Self> {
         let to = link_address(from, device)?;
         let mac = |address: LinkAddr| address.addr().context("no link address");
         let (source, destination) = (mac(to)?, mac(link_address(at, device)?)?);
@@ -89,7 +103,6 @@ impl Flood {
                 None,
             )
         })??;
-        let payloads = Junk::ALL.map(Junk::payload);
         let frames = (0..SOURCES).flat_map(|number| {
             payloads.iter().map(move |payload| {
                 let mut frame = [destination, source].concat();

@@ -112,6 +112,16 @@ impl Initiators {
         keys.flatten().map(|key| key.to_base64())
     }
 
+    /// An initiation of each peer, as it would send it now, to be sent by somebody else.
+    ///
+    /// # Errors
+    /// The wall clock is before 1970.
+    pub fn initiations(&mut self) -> Result<Vec<Vec<u8>>> {
+        let now = self.now()?;
+        let message = |peer: &mut Initiating| Ok(peer.initiation(now)?.into_vec());
+        self.peers.iter_mut().map(message).collect()
+    }
+
     /// Asks for handshakes as fast as they are answered.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod ageing;
+mod denial;
 mod documents;
 mod faults;
 mod guide;
