@@ -1,8 +1,10 @@
 //! What somebody without a key, or a client of the configuration socket, may do to keep the tunnel from working.
 
+use std::fs;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddrV4};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,8 @@ use adit_tests::tunnel::{Family, PORT, Pair, PairOptions, Site, WAN};
 use adit_tests::{Namespace, uapi};
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
+
+use crate::documents;
 
 /// Strangers whose initiations are sent, each from all of the flood's sources.
 const STRANGERS: u16 = 20;
@@ -167,4 +171,45 @@ fn an_operation_without_end() -> Result<()> {
     // What was never ended was never applied.
     ensure!(left.dump()?.listen_port == PORT);
     pair.check_running()
+}
+
+/// The table of what can grow says what the source says.
+#[test]
+fn bounds_are_what_the_document_says() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let rows = documents::table("SECURITY.md", &["what grows", "by whom"])?;
+    ensure!(rows.len() > 20, "only {} rows", rows.len());
+    for row in rows {
+        let said: u64 = row[2].replace(',', "").parse()?;
+        let (file, name) = row[3]
+            .trim_matches('`')
+            .split_once("::")
+            .with_context(|| row[3].clone())?;
+        let source = fs::read_to_string(root.join(file)).with_context(|| file.to_owned())?;
+        let value = constant(&source, name).with_context(|| row[3].clone())?;
+        ensure!(value == said, "{}: {value}, not {said}", row[3]);
+    }
+    Ok(())
+}
+
+/// The value of a constant in a source file, if that is a number, possibly shifted.
+fn constant(source: &str, name: &str) -> Option<u64> {
+    let (_, rest) = source.split_once(&format!("const {name}: "))?;
+    let (declaration, _) = rest.split_once(';')?;
+    let (_, value) = declaration.split_once('=')?;
+    let number = |text: &str| text.trim().replace('_', "").parse::<u64>().ok();
+    match value.split_once("<<") {
+        Some((number_shifted, bits)) => Some(number(number_shifted)? << number(bits)?),
+        None => number(value),
+    }
+}
+
+#[test]
+fn constants_are_read() {
+    let source =
+        "pub const ONE: usize = 1_024;\nconst TWO: usize = 7 << 20;\nconst THREE: u8 = ONE;";
+    assert_eq!(constant(source, "ONE"), Some(1024));
+    assert_eq!(constant(source, "TWO"), Some(7 << 20));
+    assert_eq!(constant(source, "THREE"), None);
+    assert_eq!(constant(source, "FOUR"), None);
 }
