@@ -83,6 +83,14 @@ pub fn link_by_name(name: &str) -> io::Result<Option<Link>> {
     none_if(answer, &[libc::ENODEV])
 }
 
+/// Looks up an interface by its index, in the namespace of the calling thread.
+pub(super) fn link_by_index(index: u32) -> io::Result<Option<Link>> {
+    let mut header = [0; LINK_HEADER];
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    let answer = RouteSocket::ask(libc::RTM_GETLINK, 0, &header, |request| request, Link::read);
+    none_if(answer, &[libc::ENODEV])
+}
+
 /// All interfaces in the namespace of the calling thread.
 ///
 /// # Errors

@@ -11,6 +11,7 @@ mod link;
 mod monitor;
 mod neighbour;
 mod next_hop;
+mod path_mtu;
 mod route;
 mod rule;
 mod socket;
@@ -24,6 +25,7 @@ pub use neighbour::{
     Neighbour, NeighbourChange, NeighbourMonitor, Reachability, confirm_neighbour, neighbour,
 };
 pub use next_hop::{NextHop, Outbound, next_hop};
+pub use path_mtu::path_mtu;
 pub use route::{RouteMonitor, route_interface};
 pub use rule::{Rule, add_rule, delete_rule, rules};
 pub use table::{MAIN_TABLE, TableRoute, add_route, route_to, routes};

@@ -112,13 +112,14 @@ pub fn next_hop(datagram: &Outbound) -> io::Result<Option<NextHop>> {
 
 /// An answer to a lookup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Route {
+pub(super) struct Route {
     /// `RTN_…`.
-    kind: u8,
-    interface: u32,
+    pub(super) kind: u8,
+    pub(super) interface: u32,
     gateway: Option<IpAddr>,
     source: Option<IpAddr>,
-    mtu: Option<u32>,
+    /// Of the route, or what routers have said of the path.
+    pub(super) mtu: Option<u32>,
     hop_limit: Option<u8>,
     /// Something that a plain header does not tell.
     special: bool,
@@ -179,7 +180,7 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
-fn look_up(datagram: &Outbound) -> io::Result<Option<Route>> {
+pub(super) fn look_up(datagram: &Outbound) -> io::Result<Option<Route>> {
     let to = datagram.to.ip();
     let (family, bits) = match to {
         IpAddr::V4(_) => (libc::AF_INET, 32),
@@ -285,12 +286,17 @@ impl Defaults {
 
     /// Routers may announce values for an interface (RFC 4861, section 6.3.4).
     fn ipv6(interface: &str) -> Option<Self> {
-        let of_interface = |name| setting(&format!("ipv6/conf/{interface}/{name}"));
+        let hop_limit = setting(&format!("ipv6/conf/{interface}/hop_limit"))?;
         Some(Self {
-            hop_limit: of_interface("hop_limit")?.try_into().ok()?,
-            mtu: Some(of_interface("mtu")?),
+            hop_limit: hop_limit.try_into().ok()?,
+            mtu: Some(ipv6_mtu(interface)?),
         })
     }
+}
+
+/// What an interface takes of IPv6, which routers may announce (RFC 4861, section 4.6.4).
+pub(super) fn ipv6_mtu(interface: &str) -> Option<u32> {
+    setting(&format!("ipv6/conf/{interface}/mtu"))
 }
 
 fn setting(name: &str) -> Option<u32> {
