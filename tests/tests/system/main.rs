@@ -19,6 +19,7 @@ mod live_changes;
 mod metrics;
 mod mtu;
 mod packages;
+mod path_mtu;
 mod queues;
 mod quick;
 mod quick_bench;

@@ -45,6 +45,7 @@ fn sending_and_receiving_allocate_nothing() {
                         to,
                         source,
                         ecn: 1,
+                        probe: false,
                         segment_size: 1000 + round,
                         data: &data,
                         outcome: Outcome::Pending,

@@ -263,6 +263,7 @@ fn tc_counts_exactly_what_xdp_leaves_and_what_is_sent() {
                 to,
                 source: None,
                 ecn: 0,
+                probe: false,
                 segment_size: 1000,
                 data: &all,
                 outcome: Outcome::default(),

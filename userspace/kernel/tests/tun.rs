@@ -40,6 +40,7 @@ fn send(sockets: &UdpSockets, count: usize) {
         to,
         source: None,
         ecn: 0,
+        probe: false,
         segment_size: 500,
         data: &data,
         outcome: Outcome::Pending,

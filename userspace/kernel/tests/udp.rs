@@ -51,6 +51,7 @@ fn message(to: SocketAddr, segment_size: usize, data: &[u8]) -> Outgoing<'_> {
         to,
         source: None,
         ecn: 0,
+        probe: false,
         segment_size,
         data,
         outcome: Outcome::Pending,
@@ -161,6 +162,7 @@ fn addresses_interface_and_ecn_arrive() {
                 socket,
                 Outgoing {
                     ecn,
+                    probe: false,
                     ..message(to, 0, b"hello")
                 },
             );
@@ -321,6 +323,7 @@ fn a_batch_is_as_good_as_new_each_time() {
                 let data = pattern(100 + round);
                 let outgoing = Outgoing {
                     ecn,
+                    probe: false,
                     ..message(to, 0, &data)
                 };
                 send_one(sender.for_address(&to).unwrap(), outgoing);

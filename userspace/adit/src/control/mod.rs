@@ -301,6 +301,7 @@ impl Control {
             to: to.address,
             source: to.source.map(|source| (source.address, source.interface)),
             ecn: 0,
+            probe: false,
             segment_size: datagram.len(),
             data: datagram,
             outcome: Outcome::Pending,

@@ -83,6 +83,16 @@ counters! {
         udp_sources_forgotten,
         /// Waits for room in the socket's buffer or the device's queue.
         udp_send_waits,
+        /// Datagrams larger than their path, which the kernel sends in fragments.
+        udp_fragmented_datagrams,
+        /// Datagrams sent with "don't fragment", to learn of narrow routers.
+        path_mtu_probes,
+        /// Senders of inner packets told (ICMP) that the path to the peer is narrower.
+        path_mtu_told,
+        /// Those that were not, because many had been.
+        path_mtu_told_limited,
+        /// TCP flows whose large packets seemed to be lost on the path.
+        path_mtu_stalls,
         /// Batches that a helper thread sealed.
         egress_helper_batches,
         /// Batches given to a helper that had not begun when the thread needed them.

@@ -1,27 +1,32 @@
 //! TUN device → network: read, split, seal, send; run to completion.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use adit_kernel::alloc::allocations_on_this_thread;
 use adit_kernel::epoll::ReadSet;
 use adit_kernel::udp::UdpGroup;
+use adit_packet::aead::TAG_LEN;
 use adit_packet::ecn;
 use adit_packet::split::Splitter;
 use adit_packet::virtio::VirtioNetHeader;
+use adit_protocol::message::DATA_HEADER_LEN;
 use adit_protocol::{InnerPacket, Instant};
 
 use super::batch::Batch;
 use super::helper::Pipeline;
 use super::outbound::Outbound;
+use super::path_mtu::{self, Stalls, Tokens, TooBig};
 use super::setbacks::Setbacks;
-use super::transmit::Path;
 use super::{Dataplane, Notice, PeerLink, Session};
 use crate::instant;
 
 /// A super-packet with its offload header.
 const READ_BUFFER: usize = VirtioNetHeader::LEN + 65_536;
+
+/// What a datagram has beside the inner packet.
+const OVERHEAD: usize = DATA_HEADER_LEN + TAG_LEN;
 
 /// What the thread waits for.
 const WAKE: u64 = 0;
@@ -45,6 +50,11 @@ pub(super) struct Egress {
     pipeline: Option<Pipeline<Batch>>,
     /// Of reading from the device.
     setbacks: Setbacks,
+    stalls: Box<Stalls>,
+    /// Room for what senders are told,
+    too_big: Box<TooBig>,
+    /// and how often they may be.
+    tokens: Tokens,
 }
 
 impl Egress {
@@ -57,7 +67,7 @@ impl Egress {
         let pipeline = Pipeline::start(shared.helpers, &shared.sandbox, &name, || {
             Box::new(Batch::new())
         })?;
-        let outbound = Outbound::with_path(Path::new(Arc::clone(&shared), queue));
+        let outbound = Outbound::of_queue(Arc::clone(&shared), queue);
         Ok(Self {
             shared,
             queue,
@@ -66,6 +76,9 @@ impl Egress {
             outbound,
             pipeline,
             setbacks: Setbacks::default(),
+            stalls: Box::new(Stalls::new()),
+            too_big: Box::new(TooBig::new()),
+            tokens: Tokens::new(),
         })
     }
 
@@ -250,7 +263,8 @@ impl Egress {
         match Splitter::new(header, packet) {
             Ok(splitter) => {
                 counters.tun_read_packets.add_len(splitter.remaining());
-                self.segments(now, &link, splitter, ecn);
+                let mtu = self.fit(now, &link, &inner, packet, &splitter);
+                self.segments(now, &link, splitter, (mtu, ecn));
             }
             Err(error) => {
                 tracing::trace!(%error, "TUN packet");
@@ -259,12 +273,64 @@ impl Egress {
         }
     }
 
+    /// Tells the sender of a packet that does not fit the path to the peer. The packet goes on, in fragments;
+    /// returned is what it may be padded to.
+    fn fit(
+        &mut self,
+        now: Instant,
+        link: &PeerLink,
+        inner: &InnerPacket,
+        packet: &[u8],
+        segments: &Splitter<'_>,
+    ) -> usize {
+        let shared = &self.shared;
+        let mtu = shared.mtu();
+        let counters = &shared.counters.of(self.queue).egress;
+        let length = segments.next_len().unwrap_or(0);
+        if path_mtu::may_be_large(length + OVERHEAD)
+            && segments.remaining() == 1
+            && self.stalls.see(now, inner, packet, link.rx_bytes())
+            && let Some(endpoint) = link.endpoint()
+            && let Some(path) = shared.paths.get(&endpoint)
+            && path.mtu() > path_mtu::LEAST
+        {
+            shared.paths.suspect(&path);
+            counters.path_mtu_stalls.add(1);
+        }
+        let Some((endpoint, path)) = shared.paths.narrow(|| link.endpoint(), length, mtu) else {
+            return mtu;
+        };
+        let room = path.room(&endpoint);
+        if length <= room {
+            return mtu.min(room);
+        }
+        if !self.tokens.any(now) {
+            counters.path_mtu_told_limited.add(1);
+        } else if let Some(message) = self.too_big.write(inner, packet, length, room) {
+            let tun = shared.tun_queue(self.queue);
+            let skipped = if tun.has_vnet_header() {
+                0
+            } else {
+                VirtioNetHeader::LEN
+            };
+            // The device may be down or gone, which reading from it shows.
+            if tun
+                .write_vectored(&[IoSlice::new(&message[skipped..])])
+                .is_ok()
+            {
+                counters.path_mtu_told.add(1);
+            }
+            self.tokens.take();
+        }
+        mtu
+    }
+
     fn segments(
         &mut self,
         now: Instant,
         link: &Arc<PeerLink>,
         mut segments: Splitter<'_>,
-        ecn: u8,
+        (mtu, ecn): (usize, u8),
     ) {
         let session = link
             .current()
@@ -284,7 +350,6 @@ impl Egress {
         if link.has_staged() {
             self.staged(now, link, &session);
         }
-        let mtu = self.shared.mtu();
         while let Some(len) = segments.next_len() {
             let pushed = self.outbound.push(&session, len, mtu, ecn, |slot| {
                 segments.write_next(slot);

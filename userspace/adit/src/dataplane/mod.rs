@@ -23,6 +23,7 @@ pub mod helper;
 mod ingress;
 mod opening;
 pub mod outbound;
+pub mod path_mtu;
 pub mod pulse;
 pub mod queues;
 pub(crate) mod setbacks;
@@ -145,6 +146,8 @@ pub struct Dataplane {
     pub sockets: ArcSwapOption<UdpGroup>,
     /// Allowed-ips.
     pub routes: ArcSwap<Routes>,
+    /// What fits the paths to the peers.
+    pub paths: path_mtu::Shared,
     /// Sending by AF_XDP.
     pub transmit: transmit::Shared,
     sessions: Arc<SessionTable>,
@@ -223,6 +226,7 @@ impl Dataplane {
             counters: Counters::new(queues),
             sockets: ArcSwapOption::empty(),
             routes: ArcSwap::new(routes),
+            paths: path_mtu::Shared::default(),
             transmit: transmit::Shared::new(queues),
             sessions,
             mtu: AtomicU32::new(mtu),

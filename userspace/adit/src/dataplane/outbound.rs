@@ -11,8 +11,9 @@ use arrayvec::ArrayVec;
 
 use super::batch::{Batch, TRAINS};
 use super::counters::Egress as Counters;
+use super::path_mtu;
 use super::transmit::Path;
-use super::{PeerLink, Session};
+use super::{Dataplane, PeerLink, Session};
 
 /// A batch being filled, and what it takes to send it.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ struct Sender {
     socket: SendBatch,
     /// The way past the UDP socket.
     path: Option<Path>,
+    /// Where the paths to the peers are known.
+    shared: Option<Arc<Dataplane>>,
 }
 
 impl Outbound {
@@ -37,14 +40,17 @@ impl Outbound {
             sender: Sender {
                 socket: SendBatch::new(),
                 path: None,
+                shared: None,
             },
         }
     }
 
-    /// An empty batch that is sent by AF_XDP as far as that is possible.
-    pub fn with_path(path: Path) -> Self {
+    /// An empty batch of one queue's egress thread: it is sent by AF_XDP as far as that is possible, and
+    /// what paths take is looked after.
+    pub fn of_queue(shared: Arc<Dataplane>, queue: usize) -> Self {
         let mut outbound = Self::new();
-        outbound.sender.path = Some(path);
+        outbound.sender.path = Some(Path::new(Arc::clone(&shared), queue));
+        outbound.sender.shared = Some(shared);
         outbound
     }
 
@@ -136,11 +142,13 @@ impl Sender {
             return;
         }
         let mut sent = [0u64; TRAINS];
+        let mut probes = [false; TRAINS];
+        self.note_large(batch, counters, &mut probes);
         if let Some(sockets) = sockets {
-            self.send_past(batch, sockets.port(), &mut sent);
+            self.send_past(batch, sockets.port(), &mut probes, &mut sent);
         }
         for family in [Family::V4, Family::V6] {
-            self.send_family(batch, family, sockets, counters, &mut sent);
+            self.send_family(batch, family, sockets, counters, &probes, &mut sent);
         }
         for (train, bytes) in batch.trains().iter().zip(sent) {
             let link = train.session.peer();
@@ -151,20 +159,58 @@ impl Sender {
         batch.clear();
     }
 
+    /// Says which paths take large datagrams, and finds the trains that are to begin with a probe.
+    fn note_large(&self, batch: &Batch, counters: &Counters, probes: &mut [bool; TRAINS]) {
+        let Some(shared) = &self.shared else {
+            return;
+        };
+        for (train, probe) in batch.trains().iter().zip(probes) {
+            if !path_mtu::may_be_large(train.segment_size) || train.datagrams() == 0 {
+                continue;
+            }
+            let Some(endpoint) = train.session.peer().endpoint() else {
+                continue;
+            };
+            let note = shared.paths.note(&endpoint, train.segment_size);
+            *probe = note.probe;
+            counters.path_mtu_probes.add(u64::from(note.probe));
+            if note.fragmented {
+                counters.udp_fragmented_datagrams.add_len(train.datagrams());
+            }
+        }
+    }
+
     /// Sends what can go by AF_XDP, and leaves the rest; notes the bytes each train got sent.
-    fn send_past(&mut self, batch: &mut Batch, port: u16, sent: &mut [u64; TRAINS]) {
+    fn send_past(
+        &mut self,
+        batch: &mut Batch,
+        port: u16,
+        probes: &mut [bool; TRAINS],
+        sent: &mut [u64; TRAINS],
+    ) {
         let Some(path) = self.path.as_mut() else {
             return;
         };
         if !path.begin() {
             return;
         }
+        let mut probes = probes.iter_mut();
         batch.take(
             |train, data| {
-                let Some(endpoint) = train.session.peer().endpoint() else {
+                let (Some(probe), Some(endpoint)) =
+                    (probes.next(), train.session.peer().endpoint())
+                else {
                     return 0;
                 };
-                path.take(&endpoint, port, train.ecn, train.segment_size, data)
+                let taken = path.take(
+                    &endpoint,
+                    port,
+                    (train.ecn, *probe),
+                    train.segment_size,
+                    data,
+                );
+                *probe &= taken == 0;
+                taken
             },
             sent,
         );
@@ -178,6 +224,7 @@ impl Sender {
         family: Family,
         sockets: Option<&UdpSockets>,
         counters: &Counters,
+        probes: &[bool; TRAINS],
         sent: &mut [u64; TRAINS],
     ) {
         let mut messages: ArrayVec<Outgoing<'_>, TRAINS> = ArrayVec::new();
@@ -201,6 +248,7 @@ impl Sender {
                     .source
                     .map(|source| (source.address, source.interface)),
                 ecn: train.ecn,
+                probe: probes[index],
                 segment_size: train.segment_size,
                 data: batch.data(train),
                 outcome: Outcome::Pending,

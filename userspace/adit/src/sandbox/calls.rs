@@ -75,6 +75,8 @@ const DATA: &[Call] = &[
     Call::any(SYS_recvfrom),
     Call::any(SYS_recvmmsg),
     Call::any(SYS_sendmmsg),
+    // A probe of the path MTU; the number is nothing else's that matters on other levels.
+    Call::with(SYS_setsockopt, 2, &[libc::IP_MTU_DISCOVER.unsigned_abs()]),
     Call::any(SYS_writev),
 ];
 

@@ -7,11 +7,13 @@
 //! - [`options`]: what the command line asks for.
 //! - `device`: one underlay interface: attaching, watching, detaching.
 //! - `next_hops`: how to reach the peers by AF_XDP.
+//! - `paths`: what fits the paths to the peers.
 //! - `watchdog`: packets that are steered and never arrive.
 
 mod device;
 mod next_hops;
 pub mod options;
+mod paths;
 mod watchdog;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +33,7 @@ use tracing::level_filters::LevelFilter;
 use self::device::{Departure, Device, State};
 use self::next_hops::NextHops;
 use self::options::{Datapath, Options, Underlay};
+use self::paths::Paths;
 use self::watchdog::Watchdog;
 use crate::dataplane::Dataplane;
 use crate::error_chain;
@@ -58,6 +61,7 @@ pub struct Steerer {
     sockets: Option<Sockets>,
     watchdog: Watchdog,
     next_hops: NextHops,
+    paths: Paths,
     /// Why there are no programs.
     note: Option<String>,
 }
@@ -104,6 +108,7 @@ impl Steerer {
             sockets: None,
             watchdog: Watchdog::default(),
             next_hops: NextHops::new(Arc::clone(&shared)),
+            paths: Paths::new(Arc::clone(&shared)),
             shared,
             note,
         };
@@ -204,6 +209,7 @@ impl Steerer {
     pub fn refresh(&mut self, sockets: Option<Sockets>, endpoints: &[Endpoint]) {
         self.sockets = sockets;
         self.next_hops.forget(sockets);
+        self.paths.host_changed(sockets);
         if self.programs.is_none() {
             return;
         }
@@ -256,6 +262,7 @@ impl Steerer {
 
     /// Watches over what is attached, and tries again where it was refused or lost.
     pub fn check(&mut self, now: Instant) {
+        self.paths.check();
         let Some(programs) = &mut self.programs else {
             return;
         };

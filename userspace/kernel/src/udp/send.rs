@@ -35,6 +35,8 @@ pub struct Outgoing<'a> {
     pub source: Option<(IpAddr, u32)>,
     /// ECN field of the outer header, 0 to 3.
     pub ecn: u8,
+    /// Forbid routers to fragment its first datagram: one that is narrower then tells its MTU.
+    pub probe: bool,
     /// Length of each datagram but the last, in bytes; 0 if `data` is a single one.
     pub segment_size: usize,
     /// The datagrams, one after the other.
@@ -125,6 +127,8 @@ struct Progress {
     suspicion: bool,
     /// It is sent without its source address.
     sourceless: bool,
+    /// Its first datagram was tried with "don't fragment".
+    probed: bool,
     /// The next datagram failed once already, for a reason that may be somebody else's.
     retried: bool,
     sent: u32,
@@ -169,7 +173,9 @@ impl<'a, T: Transmitter> Run<'_, 'a, T> {
             entries.clear();
             entries.extend(parts.iter().map(|part| part.entry));
             self.report.syscalls += 1;
-            match self.transmitter.transmit(&entries) {
+            let probing = self.probes();
+            self.progress.probed |= probing;
+            match self.transmitter.transmit(&entries, probing) {
                 Ok(0) => self.refused(&entries[0], libc::EAGAIN),
                 Ok(count) => parts.iter().take(count).for_each(|part| self.sent(part)),
                 Err(error) => self.refused(&entries[0], errno(&error)),
@@ -181,20 +187,30 @@ impl<'a, T: Transmitter> Run<'_, 'a, T> {
         message.to.is_ipv4() == (self.transmitter.family() == Family::V4)
     }
 
+    /// Whether what comes next is a datagram to be sent with "don't fragment". Tried once.
+    fn probes(&self) -> bool {
+        let message = self.messages.get(self.current);
+        message.is_some_and(|message| message.probe) && self.offset == 0 && !self.progress.probed
+    }
+
     /// Lists what comes next, as much as one call takes: at least one part.
     fn plan(&mut self, parts: &mut ArrayVec<Part<'a>, BATCH>) {
         let mut offset = self.offset;
+        let probing = self.probes();
         for index in self.current..self.messages.len() {
             let message = self.messages[index];
-            if !self.is_of_our_family(&message) {
+            let first = index == self.current;
+            if !self.is_of_our_family(&message) || !first && message.probe {
                 return;
             }
-            let first = index == self.current;
             let sourceless = first && self.progress.sourceless
                 || message.source.map(|(source, _)| (source, message.to)) == self.stale
                     && self.stale.is_some();
             let step = message.step();
-            let whole = self.segments(&message, first && self.progress.packet_by_packet);
+            let whole = self.segments(
+                &message,
+                first && (probing || self.progress.packet_by_packet),
+            );
             loop {
                 if parts.is_full() {
                     return;
@@ -215,6 +231,9 @@ impl<'a, T: Transmitter> Run<'_, 'a, T> {
                     data: &message.data[offset..offset + length],
                 };
                 parts.push(Part { entry, sourceless });
+                if probing {
+                    return;
+                }
                 offset += length;
                 if offset >= message.data.len() {
                     break;

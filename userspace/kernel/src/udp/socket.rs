@@ -25,6 +25,8 @@ pub struct UdpSocket {
     family: Family,
     port: u16,
     gro: bool,
+    /// Whether fragments may be forbidden now and then, to find out the path MTU.
+    probes: bool,
     /// Cleared for good when the kernel cannot segment on the way out.
     gso: AtomicBool,
     equal_tail: bool,
@@ -67,8 +69,7 @@ impl UdpSocket {
                 set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
             }
         }
-        // IP_MTU_DISCOVER keeps its default, under which the kernel fragments a datagram that is
-        // larger than the path takes, as it does for its own WireGuard.
+        let probes = family == Family::V4 && allow_fragments(&fd);
         set_buffer(
             &fd,
             libc::SO_RCVBUFFORCE,
@@ -107,6 +108,7 @@ impl UdpSocket {
             family,
             port,
             gro,
+            probes,
             gso: AtomicBool::new(gso),
             equal_tail: !corrupts_equal_tails(&kernel_release()),
         })
@@ -149,6 +151,20 @@ impl UdpSocket {
         self.gso.store(false, Ordering::Relaxed);
     }
 
+    /// Has routers drop datagrams that are too large for them, and say so (true), or fragment them
+    /// (false, as it is from the start). The kernel keeps what they say per destination, for ten
+    /// minutes, and fragments by itself what is larger. Returns whether anything was changed: there
+    /// is nothing to change for IPv6, whose routers never fragment, nor where path MTU discovery is
+    /// switched off (`net.ipv4.ip_no_pmtu_disc`).
+    pub fn forbid_fragments(&self, forbid: bool) -> bool {
+        let mode = if forbid {
+            libc::IP_PMTUDISC_WANT
+        } else {
+            libc::IP_PMTUDISC_DONT
+        };
+        self.probes && set_discovery(&self.fd, mode).is_ok()
+    }
+
     /// Size of the receive buffer in bytes as the kernel counts, which is twice what was granted.
     ///
     /// # Errors
@@ -180,6 +196,20 @@ fn set_mark(fd: &OwnedFd, mark: u32) -> io::Result<()> {
         libc::SO_MARK,
         mark.cast_signed(),
     )
+}
+
+fn set_discovery(fd: &OwnedFd, mode: i32) -> io::Result<()> {
+    socket::set_option(fd.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, mode)
+}
+
+/// Leaves out "don't fragment" for IPv4, as the kernel's own WireGuard does (`df` is 0 in
+/// drivers/net/wireguard/socket.c), so that a router which drops without a word does not make a
+/// black hole. The kernel still goes by what it knows of the path. True if it would have looked for
+/// that itself.
+fn allow_fragments(fd: &OwnedFd) -> bool {
+    let mode = socket::option(fd.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER);
+    let wanted = mode.is_ok_and(|mode| mode == libc::IP_PMTUDISC_WANT);
+    set_discovery(fd, libc::IP_PMTUDISC_DONT).is_ok() && wanted
 }
 
 /// A smaller buffer still works, so failing to enlarge it is not an error. Forcing passes the
@@ -218,11 +248,16 @@ mod tests {
     fn oversized_datagrams_may_be_fragmented() {
         let options = UdpOptions::default();
         let v4 = UdpSocket::bind(Family::V4, 0, &options).unwrap();
-        let mode = socket::option(v4.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER).unwrap();
-        assert!([libc::IP_PMTUDISC_WANT, libc::IP_PMTUDISC_DONT].contains(&mode));
+        let mode = || socket::option(v4.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER).unwrap();
+        assert_eq!(mode(), libc::IP_PMTUDISC_DONT);
+        assert!(v4.forbid_fragments(true));
+        assert_eq!(mode(), libc::IP_PMTUDISC_WANT);
+        assert!(v4.forbid_fragments(false));
+        assert_eq!(mode(), libc::IP_PMTUDISC_DONT);
         let v6 = UdpSocket::bind(Family::V6, 0, &options).unwrap();
         let mode = socket::option(v6.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER).unwrap();
         assert_eq!(mode, libc::IPV6_PMTUDISC_WANT);
+        assert!(!v6.forbid_fragments(true));
     }
 
     #[test]

@@ -42,8 +42,9 @@ pub(super) enum Shortage {
 
 /// The kernel, as seen by the sending side.
 pub(super) trait Transmitter {
-    /// Sends a prefix of `entries`, at least one, or tells why the first cannot be sent.
-    fn transmit(&mut self, entries: &[Entry<'_>]) -> io::Result<usize>;
+    /// Sends a prefix of `entries`, at least one, or tells why the first cannot be sent. With `probe`
+    /// routers may not fragment them.
+    fn transmit(&mut self, entries: &[Entry<'_>], probe: bool) -> io::Result<usize>;
     /// Family of the destinations it takes.
     fn family(&self) -> Family;
     /// Whether it cuts up messages.
@@ -142,12 +143,17 @@ pub(super) struct Kernel<'a> {
 }
 
 impl Transmitter for Kernel<'_> {
-    fn transmit(&mut self, entries: &[Entry<'_>]) -> io::Result<usize> {
+    fn transmit(&mut self, entries: &[Entry<'_>], probe: bool) -> io::Result<usize> {
         let count = self.headers.fill(entries);
         let headers = &mut self.headers.headers[..count];
+        let forbidden = probe && self.socket.forbid_fragments(true);
         // SAFETY: `fill` has just pointed each of these at storage of `self.headers` and at the
         // data of an entry, all borrowed until the call returns, with their true lengths.
-        unsafe { calls::send_many(self.socket.as_fd(), headers) }
+        let sent = unsafe { calls::send_many(self.socket.as_fd(), headers) };
+        if forbidden {
+            self.socket.forbid_fragments(false);
+        }
+        sent
     }
 
     fn family(&self) -> Family {

@@ -94,6 +94,7 @@ pub fn gso(port: u16, to: &str, messages: &[Vec<u8>]) {
         to,
         source: None,
         ecn: 0,
+        probe: false,
         segment_size: messages[0].len(),
         data: &all,
         outcome: Outcome::default(),

@@ -9,6 +9,7 @@ const IPV4: usize = 20;
 const IPV6: usize = 40;
 const UDP: usize = 8;
 const PROTOCOL_UDP: u8 = 17;
+const DONT_FRAGMENT: u16 = 0x4000;
 /// Flow labels that hosts make up rather than agree on have this bit on Linux (include/net/ipv6.h,
 /// `IPV6_FLOWLABEL_STATELESS_FLAG`).
 const STATELESS: u32 = 0x8_0000;
@@ -33,7 +34,7 @@ pub struct Way {
 pub struct Headers {
     bytes: [u8; ETHERNET + IPV6 + UDP],
     length: usize,
-    /// Partial sum of the IPv4 header without its length and ECN field.
+    /// Partial sum of the IPv4 header without its length, ECN field, identification and flags.
     ip_sum: u64,
     /// Partial sum of pseudo header and ports, without the length.
     udp_sum: u64,
@@ -49,8 +50,6 @@ impl Headers {
         let ip = &mut bytes[ETHERNET..];
         let (header, ip_sum, pseudo) = match (way.from.ip(), way.to.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
-                // Identification 0 with "don't fragment", as Linux has it for sockets that are not connected
-                // (RFC 6864, section 4.1).
                 ip[..IPV4].copy_from_slice(&[
                     0x45,
                     0,
@@ -58,7 +57,7 @@ impl Headers {
                     0,
                     0,
                     0,
-                    0x40,
+                    0,
                     0,
                     way.hop_limit,
                     PROTOCOL_UDP,
@@ -115,9 +114,10 @@ impl Headers {
         self.length - ETHERNET
     }
 
-    /// Writes a whole packet: `frame` is as long as [`length`](Self::length) and `payload` together, and the
+    /// Writes a whole packet that may be fragmented, and has this identification; or, without one, that may
+    /// not (RFC 6864, section 4.1). IPv6 has neither. `frame` is as long as [`length`](Self::length) and `payload` together, and the
     /// IP packet no longer than 65,535 bytes. Nothing is written otherwise.
-    pub fn write(&self, frame: &mut [u8], ecn: u8, payload: &[u8]) {
+    pub fn write(&self, frame: &mut [u8], ecn: u8, identification: Option<u16>, payload: &[u8]) {
         let Ok(udp_length) = u16::try_from(payload.len() + UDP) else {
             return;
         };
@@ -132,8 +132,15 @@ impl Headers {
         if ip.len() == IPV4 {
             let total = udp_length.saturating_add(20);
             ip[1] = ecn;
+            let (identification, flags) = match identification {
+                Some(identification) => (identification, 0),
+                None => (0, DONT_FRAGMENT),
+            };
             ip[2..4].copy_from_slice(&total.to_be_bytes());
-            let sum = self.ip_sum + u64::from(ecn) + u64::from(total);
+            ip[4..6].copy_from_slice(&identification.to_be_bytes());
+            ip[6..8].copy_from_slice(&flags.to_be_bytes());
+            let sum = [ecn.into(), total, identification, flags].map(u64::from);
+            let sum = self.ip_sum + sum.iter().sum::<u64>();
             ip[10..12].copy_from_slice(&checksum::finish(sum).to_be_bytes());
         } else {
             ip[1] |= ecn << 4;
@@ -169,10 +176,14 @@ mod tests {
     }
 
     fn packet(way: &Way, ecn: u8, payload: &[u8]) -> Vec<u8> {
+        identified(way, ecn, Some(0x1234), payload)
+    }
+
+    fn identified(way: &Way, ecn: u8, identification: Option<u16>, payload: &[u8]) -> Vec<u8> {
         let headers = Headers::new(way).unwrap();
         // What an earlier packet has left behind does not matter.
         let mut frame = vec![0xaa; headers.length() + payload.len()];
-        headers.write(&mut frame, ecn, payload);
+        headers.write(&mut frame, ecn, identification, payload);
         frame
     }
 
@@ -188,7 +199,8 @@ mod tests {
                 let outer = parse(&v4, 0).unwrap();
                 assert_eq!(outer.from, "192.0.2.1:51820".parse().unwrap());
                 assert_eq!(outer.local, "198.51.100.9".parse::<IpAddr>().unwrap());
-                assert_eq!((outer.ecn, v4[22], v4[20]), (ecn, 61, 0x40));
+                assert_eq!((outer.ecn, v4[22]), (ecn, 61));
+                assert_eq!(v4[18..22], [0x12, 0x34, 0, 0]);
                 assert_eq!(v4[outer.payload], payload);
                 assert_eq!(fold(sum(&v4[14..34])), 0xffff);
                 let pseudo = pseudo_v4([192, 0, 2, 1], [198, 51, 100, 9], 17, length + 8);
@@ -208,6 +220,15 @@ mod tests {
     }
 
     #[test]
+    fn a_packet_without_identification_must_not_be_fragmented() {
+        let frame = identified(&way("192.0.2.1:1", "192.0.2.2:2"), 0, None, &[1; 99]);
+        assert_eq!(frame[18..22], [0, 0, 0x40, 0]);
+        assert_eq!(fold(sum(&frame[14..34])), 0xffff);
+        let v6 = way("[fd00::1]:1", "[fd00::2]:2");
+        assert_eq!(identified(&v6, 0, None, &[1; 99]), packet(&v6, 0, &[1; 99]));
+    }
+
+    #[test]
     fn a_checksum_of_zero_is_written_as_all_ones() {
         let way = way("[fd00::1]:1", "[fd00::2]:2");
         let frame = packet(&way, 0, &[0, 0]);
@@ -222,7 +243,7 @@ mod tests {
         assert!(Headers::new(&way("192.0.2.1:1", "[fd00::2]:2")).is_none());
         let headers = Headers::new(&way("192.0.2.1:1", "192.0.2.2:2")).unwrap();
         let mut frame = [0xaa; 50];
-        headers.write(&mut frame, 0, &[0; 9]);
+        headers.write(&mut frame, 0, None, &[0; 9]);
         assert_eq!(frame, [0xaa; 50]);
     }
 }

@@ -211,6 +211,8 @@ pub struct Path {
     shared: Arc<Dataplane>,
     queue: usize,
     ports: ArrayVec<Port, DEVICES>,
+    /// Of the last IPv4 packet that may be fragmented.
+    identification: u16,
 }
 
 impl Path {
@@ -220,6 +222,7 @@ impl Path {
             shared,
             queue,
             ports: ArrayVec::new(),
+            identification: 0,
         }
     }
 
@@ -247,12 +250,13 @@ impl Path {
     }
 
     /// Takes as many datagrams from the front of `train` as it can, and returns their bytes: all, or
-    /// none, or those there was room for. `port` is that of the UDP socket.
+    /// none, or those there was room for. `port` is that of the UDP socket. With `probe` the first must
+    /// not be fragmented on the way.
     pub fn take(
         &mut self,
         endpoint: &Endpoint,
         port: u16,
-        ecn: u8,
+        (ecn, probe): (u8, bool),
         segment_size: usize,
         train: &[u8],
     ) -> usize {
@@ -286,7 +290,11 @@ impl Path {
         let mut packets = 0;
         for datagram in train.chunks(segment_size) {
             let length = hop.headers.length() + datagram.len();
-            let write = |frame: &mut [u8]| hop.headers.write(frame, ecn, datagram);
+            let identity = (!probe || packets > 0).then(|| {
+                self.identification = self.identification.wrapping_add(1);
+                self.identification
+            });
+            let write = |frame: &mut [u8]| hop.headers.write(frame, ecn, identity, datagram);
             if !port.has_room() || !port.transmitter.push(length, write) {
                 break;
             }

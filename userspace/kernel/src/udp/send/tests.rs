@@ -30,6 +30,8 @@ struct FakeKernel {
     /// Address in memory and length of each datagram, its destination and source.
     sent: Vec<(usize, usize, SocketAddr, Option<IpAddr>)>,
     waits: Vec<Shortage>,
+    /// Address in memory of each datagram sent with "don't fragment".
+    probes: Vec<usize>,
 }
 
 impl FakeKernel {
@@ -49,6 +51,7 @@ impl FakeKernel {
             segmented: 0,
             sent: Vec::new(),
             waits: Vec::new(),
+            probes: Vec::new(),
         }
     }
 
@@ -109,8 +112,12 @@ impl FakeKernel {
 }
 
 impl Transmitter for FakeKernel {
-    fn transmit(&mut self, entries: &[Entry<'_>]) -> io::Result<usize> {
+    fn transmit(&mut self, entries: &[Entry<'_>], probe: bool) -> io::Result<usize> {
         assert!(!entries.is_empty() && entries.len() <= BATCH);
+        if probe {
+            assert!(entries.len() == 1 && entries[0].segment_size.is_none());
+            self.probes.push(entries[0].data.as_ptr().addr());
+        }
         self.calls += 1;
         let appetite = self.appetite.pop().unwrap_or(usize::MAX).max(1);
         for (index, entry) in entries.iter().enumerate().take(appetite) {
@@ -180,6 +187,7 @@ fn message(to: SocketAddr, segment_size: usize, data: &[u8]) -> Outgoing<'_> {
         to,
         source: None,
         ecn: 0,
+        probe: false,
         segment_size,
         data,
         outcome: Outcome::Pending,
@@ -241,6 +249,36 @@ fn one_call_for_a_whole_batch() {
         (1, 1, 11)
     );
     assert_eq!(send(&mut kernel, &mut []), SendReport::default());
+}
+
+#[test]
+fn a_probe_is_one_datagram_and_its_first() {
+    let data = vec![0; 14_000];
+    let probe = |message| Outgoing {
+        probe: true,
+        ..message
+    };
+    let mut messages = [
+        message(to(1), 1400, &data),
+        probe(message(to(2), 1400, &data)),
+        probe(message(to(3), 0, &data[..1400])),
+        message(to(4), 1400, &data),
+    ];
+    let mut kernel = FakeKernel::new();
+    let report = send(&mut kernel, &mut messages);
+    assert_all_sent(&kernel, &messages);
+    let first = data.as_ptr().addr();
+    assert_eq!(kernel.probes, [first, first]);
+    // The rest of the second one is cut up.
+    assert_eq!((report.syscalls, report.gso_sends), (5, 3));
+
+    // One that cannot be sent is not tried as a probe again.
+    let mut kernel = FakeKernel::new();
+    kernel.stale_sources.insert(SOURCE.into(), libc::EINVAL);
+    let mut messages = [probe(from(SOURCE, message(to(1), 1400, &data)))];
+    send(&mut kernel, &mut messages);
+    assert_all_sent(&kernel, &messages);
+    assert_eq!(kernel.probes.len(), 1);
 }
 
 #[test]
