@@ -168,8 +168,8 @@ const OPTION_LEVELS: &[u32] = &[
     libc::SOL_XDP.unsigned_abs(),
 ];
 
-/// The name of an interface, which tc filters are attached by where there is no TCX.
-const IOCTLS: &[u32] = &[request(libc::SIOCGIFNAME)];
+/// The name of an interface, which tc filters are attached by where there is no TCX, and its number.
+const IOCTLS: &[u32] = &[request(libc::SIOCGIFNAME), request(libc::SIOCGIFINDEX)];
 
 const DESCRIPTORS: &[u32] = &[
     libc::F_DUPFD_CLOEXEC.unsigned_abs(),
