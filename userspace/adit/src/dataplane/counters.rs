@@ -188,6 +188,7 @@ impl Egress {
         self.udp_sends.add(report.messages);
         self.udp_gso_sends.add(report.gso_sends);
         self.udp_sent_datagrams.add(report.datagrams);
+        self.path_mtu_probes.add(report.probes);
         self.udp_send_calls.add(report.syscalls);
         self.udp_gso_refused.add(report.gso_refused);
         self.udp_gso_disabled.add(report.gso_disabled);

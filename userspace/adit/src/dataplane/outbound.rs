@@ -173,7 +173,6 @@ impl Sender {
             };
             let note = shared.paths.note(&endpoint, train.segment_size);
             *probe = note.probe;
-            counters.path_mtu_probes.add(u64::from(note.probe));
             if note.fragmented {
                 counters.udp_fragmented_datagrams.add_len(train.datagrams());
             }

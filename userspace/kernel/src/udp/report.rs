@@ -45,6 +45,8 @@ pub struct SendReport {
     pub gso_sends: u64,
     /// Datagrams the kernel took.
     pub datagrams: u64,
+    /// Those of them that routers may not fragment.
+    pub probes: u64,
     /// Times GSO was switched off for the socket (`EIO`).
     pub gso_disabled: u64,
     /// Messages sent packet by packet after the kernel refused to cut them up (`EINVAL`,
@@ -66,6 +68,7 @@ impl SendReport {
         self.messages += other.messages;
         self.gso_sends += other.gso_sends;
         self.datagrams += other.datagrams;
+        self.probes += other.probes;
         self.gso_disabled += other.gso_disabled;
         self.gso_refused += other.gso_refused;
         self.sources_forgotten += other.sources_forgotten;

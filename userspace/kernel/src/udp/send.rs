@@ -177,7 +177,10 @@ impl<'a, T: Transmitter> Run<'_, 'a, T> {
             self.progress.probed |= probing;
             match self.transmitter.transmit(&entries, probing) {
                 Ok(0) => self.refused(&entries[0], libc::EAGAIN),
-                Ok(count) => parts.iter().take(count).for_each(|part| self.sent(part)),
+                Ok(count) => {
+                    self.report.probes += u64::from(probing);
+                    parts.iter().take(count).for_each(|part| self.sent(part));
+                }
                 Err(error) => self.refused(&entries[0], errno(&error)),
             }
         }
@@ -190,7 +193,10 @@ impl<'a, T: Transmitter> Run<'_, 'a, T> {
     /// Whether what comes next is a datagram to be sent with "don't fragment". Tried once.
     fn probes(&self) -> bool {
         let message = self.messages.get(self.current);
-        message.is_some_and(|message| message.probe) && self.offset == 0 && !self.progress.probed
+        message.is_some_and(|message| message.probe)
+            && self.offset == 0
+            && !self.progress.probed
+            && self.transmitter.can_probe()
     }
 
     /// Lists what comes next, as much as one call takes: at least one part.

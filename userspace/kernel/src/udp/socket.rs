@@ -59,14 +59,16 @@ impl UdpSocket {
         let fd = socket::socket(domain, libc::SOCK_DGRAM, libc::IPPROTO_UDP)?;
         let set = |level, name, value| socket::set_option(fd.as_fd(), level, name, value);
         match family {
+            // Where they are refused, answers leave from the address that the kernel chooses, and no
+            // congestion mark comes in.
             Family::V4 => {
-                set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
-                set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+                let _ = set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1);
+                let _ = set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1);
             }
             Family::V6 => {
                 set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
-                set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
-                set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+                let _ = set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1);
+                let _ = set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1);
             }
         }
         let probes = family == Family::V4 && allow_fragments(&fd);
@@ -149,6 +151,12 @@ impl UdpSocket {
     /// Gives up GSO for as long as the socket lives.
     pub fn disable_gso(&self) {
         self.gso.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether [`forbid_fragments`](Self::forbid_fragments) has an effect.
+    #[must_use]
+    pub fn can_probe(&self) -> bool {
+        self.probes
     }
 
     /// Has routers drop datagrams that are too large for them, and say so (true), or fragment them

@@ -42,11 +42,15 @@ pub(super) enum Shortage {
 
 /// The kernel, as seen by the sending side.
 pub(super) trait Transmitter {
-    /// Sends a prefix of `entries`, at least one, or tells why the first cannot be sent. With `probe`
-    /// routers may not fragment them.
+    /// Sends a prefix of `entries`, at least one, or tells why the first cannot be sent. With `probe`,
+    /// where that is to be had, routers may not fragment them.
     fn transmit(&mut self, entries: &[Entry<'_>], probe: bool) -> io::Result<usize>;
     /// Family of the destinations it takes.
     fn family(&self) -> Family;
+    /// Whether routers can be forbidden to fragment.
+    fn can_probe(&self) -> bool {
+        true
+    }
     /// Whether it cuts up messages.
     fn gso(&self) -> bool;
     /// Whether it cuts up correctly what leaves no shorter rest.
@@ -158,6 +162,10 @@ impl Transmitter for Kernel<'_> {
 
     fn family(&self) -> Family {
         self.socket.family()
+    }
+
+    fn can_probe(&self) -> bool {
+        self.socket.can_probe()
     }
 
     fn gso(&self) -> bool {

@@ -352,7 +352,7 @@ mod tests {
                 .count() as u64
         };
         let first = count(&mut tokens, SECOND..2 * SECOND);
-        assert!(first >= RATE && first <= RATE + BURST, "{first}");
+        assert!((RATE..=RATE + BURST).contains(&first), "{first}");
         let second = count(&mut tokens, 2 * SECOND..3 * SECOND);
         assert!(second.abs_diff(RATE) <= 1, "{second}");
     }

@@ -305,6 +305,8 @@ impl Path {
         hop.flow.add(packets, taken as u64);
         let counters = &self.shared.counters.of(self.queue).egress;
         counters.xsk_sent_datagrams.add(packets);
+        let probes = probe && packets > 0 && endpoint.address.is_ipv4();
+        counters.path_mtu_probes.add(u64::from(probes));
         taken
     }
 

@@ -271,6 +271,7 @@ fn a_probe_is_one_datagram_and_its_first() {
     assert_eq!(kernel.probes, [first, first]);
     // The rest of the second one is cut up.
     assert_eq!((report.syscalls, report.gso_sends), (5, 3));
+    assert_eq!(report.probes, 2);
 
     // One that cannot be sent is not tried as a probe again.
     let mut kernel = FakeKernel::new();
