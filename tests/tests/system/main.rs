@@ -14,6 +14,7 @@ mod inspect;
 mod interop;
 mod json;
 mod launch;
+mod lesser_kernels;
 mod life;
 mod live_changes;
 mod metrics;
