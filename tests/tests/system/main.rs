@@ -17,6 +17,7 @@ mod launch;
 mod lesser_kernels;
 mod life;
 mod live_changes;
+mod log_flood;
 mod metrics;
 mod mtu;
 mod packages;

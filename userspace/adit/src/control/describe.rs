@@ -58,6 +58,13 @@ impl Control {
         let _ = writeln!(answer, "adit_uptime_seconds={}", uptime.as_secs());
         self.steerer.describe(answer);
         self.shared.counters.describe(answer);
+        let omitted = crate::logging::omitted();
+        let _ = writeln!(answer, "adit_log_lines_omitted={omitted}");
+        let staged: u64 = self.device.links().map(|link| link.staged_dropped()).sum();
+        let _ = writeln!(answer, "adit_drop_egress_staged={staged}");
+        let sockets = self.shared.sockets.load();
+        let unread = sockets.as_ref().map_or(0, |group| group.receive_drops());
+        let _ = writeln!(answer, "adit_drop_ingress_socket_buffer={unread}");
         let refused = self.device.counters();
         let handshakes = [
             ("mac1", refused.invalid_mac1),

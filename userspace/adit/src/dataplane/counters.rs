@@ -93,6 +93,8 @@ counters! {
         path_mtu_told_limited,
         /// TCP flows whose large packets seemed to be lost on the path.
         path_mtu_stalls,
+        /// Sends repeated after an error that an earlier datagram may have left on the socket.
+        udp_send_retries,
         /// Batches that a helper thread sealed.
         egress_helper_batches,
         /// Batches given to a helper that had not begun when the thread needed them.
@@ -115,6 +117,8 @@ counters! {
         drop_egress_no_socket,
         /// Datagrams that the kernel refused for good.
         drop_egress_send_error,
+        /// Datagrams that the kernel took by AF_XDP, and dropped.
+        drop_egress_xsk,
     }
 }
 
@@ -137,6 +141,8 @@ counters! {
         tun_writes,
         /// Inner packets in those writes.
         tun_written_packets,
+        /// Coalesced packets that the device refused, and that were written one by one.
+        tun_writes_refused,
         /// Handshake messages passed on to the control thread.
         handshake_messages,
         /// Batches that a helper thread opened.
@@ -171,6 +177,11 @@ counters! {
         drop_ingress_ecn,
         /// Dropped: the TUN device refused the packet.
         drop_ingress_tun_write,
+        /// Dropped by the kernel: the ring of an AF_XDP socket was full.
+        drop_ingress_xsk_ring,
+        /// Dropped by the kernel: too long for a frame of an AF_XDP socket, or no memory. Or by us: not what
+        /// the program sends there.
+        drop_ingress_xsk_frame,
     }
 }
 
@@ -194,6 +205,7 @@ impl Egress {
         self.udp_gso_disabled.add(report.gso_disabled);
         self.udp_sources_forgotten.add(report.sources_forgotten);
         self.udp_send_waits.add(report.waits);
+        self.udp_send_retries.add(report.retries);
     }
 }
 

@@ -8,8 +8,10 @@ use adit_kernel::alloc::allocations_on_this_thread;
 use adit_kernel::poll::{Interest, PollFd, poll};
 use adit_kernel::udp::{Received, UdpSocket, UdpSockets};
 use adit_kernel::xsk::{self, Frame, Receiver};
+use adit_protocol::Instant;
 use arrayvec::ArrayVec;
 
+use super::counters::Ingress as Counters;
 use super::delivery::Output;
 use super::helper::{Pipeline, Work as _};
 use super::opening::{MESSAGES, Opened, Parcel};
@@ -40,6 +42,38 @@ pub(super) struct Ingress {
     output: Output,
     /// Of receiving from sockets.
     setbacks: Setbacks,
+    losses: Losses,
+}
+
+/// What the kernel drops in front of the AF_XDP sockets. It is asked once a second.
+#[derive(Debug, Default)]
+struct Losses {
+    asked: u64,
+    /// Of the sockets there are, at the last look: for want of room in the ring, and otherwise.
+    last: [u64; 2],
+}
+
+impl Losses {
+    fn look(&mut self, now: Instant, receivers: &[Box<Receiver>], counters: &Counters) {
+        if now.as_nanos().saturating_sub(self.asked) < 1_000_000_000 {
+            return;
+        }
+        self.asked = now.as_nanos();
+        let mut sum = [0, 0];
+        for statistics in receivers.iter().filter_map(|it| it.statistics().ok()) {
+            sum[0] += statistics.ring_full;
+            sum[1] += statistics.dropped + statistics.unreadable + statistics.bad_descriptors;
+        }
+        let lost = [
+            &counters.drop_ingress_xsk_ring,
+            &counters.drop_ingress_xsk_frame,
+        ];
+        for ((counter, now), last) in lost.into_iter().zip(sum).zip(&mut self.last) {
+            // Less than before: sockets were closed, or opened anew.
+            counter.add(now.checked_sub(*last).unwrap_or(now));
+            *last = now;
+        }
+    }
 }
 
 /// Which of the things waited for have something.
@@ -73,6 +107,7 @@ impl Ingress {
             pipeline,
             output: Output::new(Arc::clone(&shared), queue),
             setbacks: Setbacks::default(),
+            losses: Losses::default(),
             shared,
         })
     }
@@ -108,6 +143,9 @@ impl Ingress {
             }
             for receiver in &mut receivers {
                 self.drain_receiver(receiver);
+            }
+            if !receivers.is_empty() {
+                self.losses.look(instant(), &receivers, counters);
             }
             let sockets = sockets.into_iter().flat_map(UdpSockets::iter);
             for (socket, _) in sockets.zip(ready.udp).filter(|(_, ready)| *ready) {

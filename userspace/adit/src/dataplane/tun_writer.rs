@@ -70,6 +70,7 @@ impl TunWriter {
             *device_gone |= !tun.attached();
             if merged > 1 && error.kind() == io::ErrorKind::InvalidInput {
                 refused = true;
+                counters.tun_writes_refused.add(1);
                 let written = fallback.write_singly(tun, parts);
                 counters.tun_written_packets.add_len(written);
                 counters

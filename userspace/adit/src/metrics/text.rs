@@ -22,7 +22,7 @@ const USUAL_LENGTH: usize = 16 << 10;
 const LENGTH_PER_PEER: usize = 640;
 
 /// The daemon's counters by their names in `get=1`, and what they count. One that is not listed is called after its name.
-const COUNTERS: [(&str, &str); 33] = [
+const COUNTERS: [(&str, &str); 41] = [
     (
         "tun_reads",
         "System calls that read a packet from the TUN device.",
@@ -106,6 +106,38 @@ const COUNTERS: [(&str, &str); 33] = [
     (
         "egress_helper_batches",
         "Batches that a helper thread sealed.",
+    ),
+    (
+        "udp_fragmented_datagrams",
+        "Datagrams larger than their path, which the kernel sends in fragments.",
+    ),
+    (
+        "path_mtu_probes",
+        "Datagrams sent with \"don't fragment\", to learn of narrow routers.",
+    ),
+    (
+        "path_mtu_told",
+        "Senders of inner packets told that the path to the peer is narrower.",
+    ),
+    (
+        "path_mtu_told_limited",
+        "Senders that were not told because many had been.",
+    ),
+    (
+        "path_mtu_stalls",
+        "TCP flows whose large packets seemed to be lost on the path.",
+    ),
+    (
+        "udp_send_retries",
+        "Sends repeated after an error that an earlier datagram may have left.",
+    ),
+    (
+        "tun_writes_refused",
+        "Coalesced packets that the TUN device refused, and that were written one by one.",
+    ),
+    (
+        "log_lines_omitted",
+        "Lines left out of the log because there were many like them.",
     ),
     (
         "egress_helper_takeovers",

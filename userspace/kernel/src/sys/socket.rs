@@ -70,6 +70,27 @@ pub(crate) fn option(fd: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Resul
     Ok(value)
 }
 
+/// Reads an option whose value is `N` words; those that an older kernel does not have are 0.
+pub(crate) fn option_words<const N: usize>(
+    fd: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+) -> io::Result<[u32; N]> {
+    let mut values = [0_u32; N];
+    let mut length = super::length(size_of_val(&values));
+    // SAFETY: the kernel writes at most `length` bytes into the live array.
+    check(unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            values.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    })?;
+    Ok(values)
+}
+
 /// Sends one message to the kernel (netlink) on an unconnected socket.
 pub(crate) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: pointer and length describe the borrowed slice.

@@ -50,6 +50,16 @@ impl UdpGroup {
         other.unwrap_or(&self.first)
     }
 
+    /// Datagrams that the kernel dropped for want of room in the receive buffers, since the sockets were opened.
+    #[must_use]
+    pub fn receive_drops(&self) -> u64 {
+        let pairs = std::iter::once(&self.first).chain(&self.others);
+        pairs
+            .flat_map(UdpSockets::iter)
+            .map(|socket| u64::from(socket.receive_drops().unwrap_or(0)))
+            .sum()
+    }
+
     /// The port of all.
     #[must_use]
     pub fn port(&self) -> u16 {

@@ -18,6 +18,9 @@ pub enum Family {
     V6,
 }
 
+/// asm-generic/socket.h.
+const SO_MEMINFO: i32 = 55;
+
 /// A non-blocking UDP socket bound to one port on all addresses of one family.
 #[derive(Debug)]
 pub struct UdpSocket {
@@ -180,6 +183,17 @@ impl UdpSocket {
     pub fn receive_buffer(&self) -> io::Result<usize> {
         let size = socket::option(self.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF)?;
         Ok(usize::try_from(size).unwrap_or(0))
+    }
+
+    /// Datagrams that the kernel dropped for want of room in the receive buffer, since the socket was opened; modulo
+    /// 2^32. Also those with a wrong checksum.
+    ///
+    /// # Errors
+    /// `ENOPROTOOPT` before Linux 4.12.
+    pub fn receive_drops(&self) -> io::Result<u32> {
+        // SK_MEMINFO_DROPS of linux/sock_diag.h, the last of nine.
+        let values: [u32; 9] = socket::option_words(self.as_fd(), libc::SOL_SOCKET, SO_MEMINFO)?;
+        Ok(values[8])
     }
 
     /// Marks everything sent from now on (`SO_MARK`); 0 removes the mark.

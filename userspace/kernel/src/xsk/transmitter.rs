@@ -201,6 +201,12 @@ impl Transmitter {
         }
     }
 
+    /// Packets that the kernel took and dropped, in copy mode, since the socket was opened.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.statistics.dropped
+    }
+
     /// Counters since the socket was opened.
     ///
     /// # Errors

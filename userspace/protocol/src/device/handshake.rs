@@ -142,6 +142,8 @@ impl<K: TransportKey> Core<K> {
     fn admit(&mut self, now: Now, from: Endpoint, message: &[u8]) -> bool {
         let under_load = self.is_under_load(now.instant);
         let Some((_, checker)) = &mut self.identity else {
+            // Without a key, nothing can be meant for this device.
+            self.counters.invalid_mac1 += 1;
             return false;
         };
         let (limits, source) = (&self.limits, from.address);

@@ -312,8 +312,13 @@ impl Path {
 
     /// Has the kernel send what was taken.
     pub fn submit(&mut self) {
+        let counters = &self.shared.counters.of(self.queue).egress;
         for port in self.ports.iter_mut().filter(|port| port.busy) {
+            let before = port.transmitter.dropped();
             port.submit();
+            counters
+                .drop_egress_xsk
+                .add(port.transmitter.dropped() - before);
         }
     }
 
