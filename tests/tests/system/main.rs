@@ -28,6 +28,7 @@ mod quick_bench;
 mod quick_changes;
 mod quick_failures;
 mod readme;
+mod restart;
 mod roaming;
 mod sandbox;
 mod scale;

@@ -5,13 +5,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use adit_packet::aead::Backend;
+use anyhow::Context as _;
 use clap::builder::FalseyValueParser;
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::dataplane::helper::Helpers;
 use crate::dataplane::transport;
 use crate::steering::options::Underlay;
-use crate::{daemon, inspect, keys, metrics, quick, sandbox, steering, top};
+use crate::{daemon, hand_over, inspect, keys, metrics, quick, sandbox, steering, top};
 
 const ENVIRONMENT: &str = "\
 Environment:
@@ -78,6 +80,16 @@ enum Command {
         /// A file, or the name of a tunnel whose file is in /etc/wireguard
         #[arg(value_name = "CONF")]
         config: PathBuf,
+    },
+    /// Replace the daemon of a tunnel by one that runs this program; the tunnel stays
+    ///
+    /// The new daemon has the options of the old one, but for those given here or in the environment.
+    Restart {
+        /// The tunnel
+        #[arg(value_name = "IFACE")]
+        interface: String,
+        #[command(flatten)]
+        options: Box<DaemonArguments>,
     },
     /// Look up the names of endpoints again, of peers that have fallen silent
     Reresolve {
@@ -151,6 +163,12 @@ struct TunnelArguments {
     /// Stay in the foreground instead of returning when the device is ready
     #[arg(short, long)]
     foreground: bool,
+    #[command(flatten)]
+    options: DaemonArguments,
+}
+
+#[derive(Debug, Args)]
+struct DaemonArguments {
     /// Exchange single packets with the TUN device: no TSO, USO or GRO
     #[arg(long, env = "ADIT_NO_TUN_OFFLOAD", value_parser = FalseyValueParser::new())]
     no_tun_offload: bool,
@@ -198,7 +216,8 @@ pub fn command() -> clap::Command {
 
 /// Runs what the command line asks for. Failures are one line on standard error.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let result = match cli.command {
         Some(Command::Genkey) => keys::genkey(),
         Some(Command::Pubkey) => keys::pubkey(),
@@ -215,6 +234,15 @@ pub fn run() -> ExitCode {
             arguments,
         }) => quick::set::run(&interface, &arguments),
         Some(Command::Sync { interface, config }) => quick::sync::run(&interface, &config),
+        Some(Command::Restart { interface, options }) => {
+            let given = matches.subcommand_matches("restart").unwrap_or(&matches);
+            let given = given_options(&Cli::command(), given);
+            if daemon::is_daemon() {
+                daemon::take_over(&options.daemon(interface, false, given))
+            } else {
+                hand_over::restart::run(&interface).with_context(|| interface.clone())
+            }
+        }
         Some(Command::Reresolve { tunnel, every }) => {
             quick::reresolve::run(&quick::reresolve::Options {
                 config: tunnel.config,
@@ -243,7 +271,10 @@ pub fn run() -> ExitCode {
             let options = inspect::doctor::Options { underlay, json };
             return exit(inspect::doctor::run(&options));
         }
-        None => start_tunnel(cli.tunnel),
+        None => {
+            let given = given_options(&Cli::command(), &matches);
+            start_tunnel(cli.tunnel, given)
+        }
     };
     exit(result.map(|()| ExitCode::SUCCESS))
 }
@@ -255,7 +286,7 @@ fn exit(result: anyhow::Result<ExitCode>) -> ExitCode {
     })
 }
 
-fn start_tunnel(arguments: TunnelArguments) -> anyhow::Result<()> {
+fn start_tunnel(arguments: TunnelArguments, given: Vec<(String, String)>) -> anyhow::Result<()> {
     let Some(interface) = arguments.interface else {
         // clap demands the name unless a subcommand is given.
         Cli::command()
@@ -265,20 +296,52 @@ fn start_tunnel(arguments: TunnelArguments) -> anyhow::Result<()> {
             )
             .exit()
     };
-    daemon::run(&daemon::Options {
-        interface,
-        foreground: arguments.foreground
-            || std::env::var_os("WG_PROCESS_FOREGROUND").is_some_and(|value| value == "1"),
-        tun_offload: !arguments.no_tun_offload,
-        gso: !arguments.no_gso,
-        gro: !arguments.no_gro,
-        queues: arguments.queues.map(usize::from),
-        helpers: arguments.helpers,
-        aead: arguments.aead,
-        sandbox: arguments.sandbox,
-        steering: arguments.steering,
-        metrics: arguments.metrics,
-    })
+    let foreground = arguments.foreground
+        || std::env::var_os("WG_PROCESS_FOREGROUND").is_some_and(|value| value == "1");
+    daemon::run(&arguments.options.daemon(interface, foreground, given))
+}
+
+impl DaemonArguments {
+    fn daemon(
+        self,
+        interface: String,
+        foreground: bool,
+        given: Vec<(String, String)>,
+    ) -> daemon::Options {
+        daemon::Options {
+            interface,
+            foreground,
+            tun_offload: !self.no_tun_offload,
+            gso: !self.no_gso,
+            gro: !self.no_gro,
+            queues: self.queues.map(usize::from),
+            helpers: self.helpers,
+            aead: self.aead,
+            sandbox: self.sandbox,
+            steering: self.steering,
+            metrics: self.metrics,
+            given,
+        }
+    }
+}
+
+/// Options of the daemon that were given on the command line or in the environment, as environment variables: for the
+/// daemon that takes this one's place.
+fn given_options(command: &clap::Command, matches: &ArgMatches) -> Vec<(String, String)> {
+    let given = |argument: &clap::Arg| {
+        let name = argument.get_env()?.to_str()?;
+        let id = argument.get_id().as_str();
+        let source = matches.value_source(id)?;
+        if source == ValueSource::DefaultValue {
+            return None;
+        }
+        let value = matches.get_raw(id)?.next()?.to_str()?;
+        (!value.contains('\n')).then(|| (name.to_owned(), value.to_owned()))
+    };
+    let log_level = std::env::var(daemon::LOG_LEVEL).ok();
+    let log_level = log_level.map(|level| (daemon::LOG_LEVEL.to_owned(), level));
+    let options = command.get_arguments().filter_map(given);
+    options.chain(log_level).collect()
 }
 
 /// A time to wait, in seconds.
@@ -313,7 +376,47 @@ mod tests {
         let cli = Cli::try_parse_from(["adit", "-f", "--no-gso", "wg0"]).unwrap();
         assert!(cli.command.is_none());
         assert_eq!(cli.tunnel.interface.as_deref(), Some("wg0"));
-        assert!(cli.tunnel.foreground && cli.tunnel.no_gso && !cli.tunnel.no_gro);
+        let options = &cli.tunnel.options;
+        assert!(cli.tunnel.foreground && options.no_gso && !options.no_gro);
+    }
+
+    #[test]
+    fn options_that_were_given_are_told_as_variables() {
+        let given = |line: &str| {
+            let matches = Cli::command()
+                .try_get_matches_from(line.split(' '))
+                .unwrap();
+            let matches = matches.subcommand_matches("restart").unwrap_or(&matches);
+            let mut given = given_options(&Cli::command(), matches);
+            given.retain(|(name, _)| name.starts_with("ADIT_"));
+            let mut given: Vec<String> = given
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect();
+            given.sort_unstable();
+            given.join(" ")
+        };
+        assert_eq!(given("adit wg0"), "");
+        let options =
+            "--no-gso --queues 2 --underlay a,b --metrics unix:/m --datapath auto --aead portable";
+        let expected = "ADIT_AEAD=portable ADIT_DATAPATH=auto ADIT_METRICS=unix:/m ADIT_NO_GSO=true \
+                        ADIT_QUEUES=2 ADIT_UNDERLAY=a,b";
+        assert_eq!(given(&format!("adit -f {options} wg0")), expected);
+        assert_eq!(given(&format!("adit restart {options} wg0")), expected);
+    }
+
+    /// What is told must be all that can be given.
+    #[test]
+    fn every_option_of_the_daemon_has_a_variable() {
+        let command = Cli::command();
+        for argument in command
+            .get_arguments()
+            .filter(|argument| !argument.is_positional())
+        {
+            let id = argument.get_id().as_str();
+            let of_this_process = ["foreground", "help", "version"].contains(&id);
+            assert!(of_this_process || argument.get_env().is_some(), "{id}");
+        }
     }
 
     #[test]

@@ -3,30 +3,35 @@
 
 use std::cell::RefCell;
 use std::env::{self, VarError};
+use std::future::pending;
 use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, OwnedFd, RawFd};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use adit_kernel::inotify::FileWatch;
 use adit_kernel::netlink::{LinkMonitor, NeighbourMonitor, RouteMonitor};
-use adit_kernel::process;
+use adit_kernel::process::{self, StandardError};
 use adit_kernel::tun::{Tun, TunOptions};
-use adit_kernel::udp::UdpOptions;
+use adit_kernel::udp::{UdpGroup, UdpOptions};
 use adit_packet::aead::Backend;
 use adit_protocol::Device;
 use anyhow::{Context as _, Result, bail};
 use getrandom::SysRng;
 use rand_core::UnwrapErr;
 use tokio::runtime;
-use tokio::task::LocalSet;
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, LocalSet};
 use tracing::level_filters::LevelFilter;
+use zeroize::Zeroizing;
 
-use crate::control::{self, Control, Signals, Sources, Watcher};
+use crate::control::{self, Control, Ending, Interruption, News, Signals, Sources, Watcher};
 use crate::dataplane::helper::Helpers;
 use crate::dataplane::{Dataplane, Threads, queues, transport};
-use crate::sandbox::{self, Needs, Role, Sandbox};
+use crate::hand_over::give;
+use crate::hand_over::take::{self, Inheritance, Predecessor};
+use crate::sandbox::{self, Role, Sandbox};
 use crate::service::{self, ServiceManager};
 use crate::steering::options::XdpTransmit;
 use crate::steering::{self, Steerer};
@@ -35,7 +40,9 @@ use crate::uapi::socket::ConfigurationSocket;
 use crate::{logging, metrics};
 
 /// Tells the daemon's process where to say that it is ready.
-const READY_FD: &str = "ADIT_READY_FD";
+pub(crate) const READY_FD: &str = "ADIT_READY_FD";
+/// What is worth a line of the log.
+pub(crate) const LOG_LEVEL: &str = "LOG_LEVEL";
 
 /// What the command line says about the tunnel.
 #[derive(Debug)]
@@ -62,6 +69,8 @@ pub struct Options {
     pub steering: steering::options::Options,
     /// Whom to tell what is counted.
     pub metrics: metrics::Options,
+    /// Which of these were given, as environment variables.
+    pub given: Vec<(String, String)>,
 }
 
 /// Runs the tunnel, here or in a daemon.
@@ -70,21 +79,40 @@ pub struct Options {
 /// When the device, its sockets or its threads cannot be made; the message names which and why.
 pub fn run(options: &Options) -> Result<()> {
     let level = log_level()?;
-    if options.foreground || env::var_os(READY_FD).is_some() {
+    if options.foreground || is_daemon() {
         logging::start(level);
-        serve(options).with_context(|| options.interface.escape_debug().to_string())
+        serve(options, None).with_context(|| options.interface.escape_debug().to_string())
     } else {
         daemonise(&options.interface)
     }
 }
 
+/// Whether this process was started to be a daemon, by one that waits until it is ready.
+pub fn is_daemon() -> bool {
+    env::var_os(READY_FD).is_some()
+}
+
+/// Runs the tunnel in the place of the daemon that runs it now, and goes on to log where that one did.
+///
+/// # Errors
+/// As [`run`]; the other daemon then goes on.
+pub fn take_over(options: &Options) -> Result<()> {
+    let context = || options.interface.escape_debug().to_string();
+    let level = log_level()?;
+    let heritage = take::ask(&options.interface).with_context(context)?;
+    // Back to where whoever waits for us reads, if this fails.
+    let log = StandardError::redirect(&heritage.standard_error).with_context(context)?;
+    logging::start(level);
+    serve(options, Some((heritage, log))).with_context(context)
+}
+
 fn log_level() -> Result<LevelFilter> {
-    match env::var("LOG_LEVEL") {
+    match env::var(LOG_LEVEL) {
         Ok(text) => logging::parse_level(&text).with_context(|| {
             format!("LOG_LEVEL={text}: expected silent, error, warn, info, debug, verbose or trace")
         }),
         Err(VarError::NotPresent) => Ok(LevelFilter::WARN),
-        Err(error) => Err(error).context("LOG_LEVEL"),
+        Err(error) => Err(error).context(LOG_LEVEL),
     }
 }
 
@@ -125,8 +153,8 @@ fn wait_until_ready(ready: &mut PipeReader) -> bool {
     ready.read_exact(&mut byte).is_ok()
 }
 
-/// Makes the device and runs it until it ends.
-fn serve(options: &Options) -> Result<()> {
+/// Makes the device, or takes over that of a daemon, and runs it until it ends.
+fn serve(options: &Options, heritage: Option<(Inheritance, StandardError)>) -> Result<()> {
     let ready = ready_pipe()?;
     transport::choose(options.aead)?;
     let runtime = runtime::Builder::new_current_thread()
@@ -137,48 +165,16 @@ fn serve(options: &Options) -> Result<()> {
         let _context = runtime.enter();
         Signals::new()?
     };
-    let tun_options = TunOptions {
-        offload: options.tun_offload,
-        ..TunOptions::default()
+    let mut start = match heritage {
+        Some((heritage, log)) => Start::inherited(options, heritage, log)?,
+        None => Start::fresh(options)?,
     };
-    let wanted = options.queues.unwrap_or_else(queues::usual);
-    let (tun, further_tuns) = match number_from_environment("WG_TUN_FD")? {
-        Some(fd) => {
-            let tun = Tun::from_fd(fd, &tun_options).context("WG_TUN_FD")?;
-            (tun, Vec::new())
-        }
-        None => {
-            let mut tuns = Tun::create_queues(&options.interface, &tun_options, wanted)?;
-            (tuns.remove(0), tuns)
-        }
+    let interface = start.interface.clone();
+    let Some(watch) = start.watch()? else {
+        return Ok(());
     };
-    if 1 + further_tuns.len() < wanted {
-        let queues = 1 + further_tuns.len();
-        tracing::warn!(queues, wanted, "the device has fewer queues than wanted");
-    }
-    let interface = tun.name().to_owned();
-    // Before the socket, whose file says to many that the device is ready: whatever happens to the
-    // device from then on is noticed.
-    let link = LinkMonitor::new(&tun).context("cannot watch the device")?;
-    let mtu = tun.mtu().context("cannot read the device's MTU")?;
-    let metrics = options.metrics.metrics.as_ref();
-    let metrics = metrics.map(metrics::Listener::bind).transpose()?;
-    let inherited = number_from_environment("WG_UAPI_FD")?;
-    let ours = inherited.is_none();
-    let socket = match inherited {
-        Some(fd) => ConfigurationSocket::inherited(fd, &interface),
-        None => ConfigurationSocket::create(&interface)?,
-    };
-    let watch = match FileWatch::new(socket.path()) {
-        Err(error) if ours && error.kind() == io::ErrorKind::NotFound => {
-            tracing::info!(interface, "the configuration socket was removed at once");
-            return Ok(());
-        }
-        watch => watch.with_context(|| format!("cannot watch {}", socket.path().display()))?,
-    };
-    let manager = ServiceManager::from_environment();
     let sources = Sources {
-        link,
+        link: start.link,
         routes: RouteMonitor::new().context("cannot watch routes")?,
         neighbours: match options.steering.xdp_transmit {
             XdpTransmit::Off => None,
@@ -190,15 +186,19 @@ fn serve(options: &Options) -> Result<()> {
     let mut device = Device::new(Box::new(UnwrapErr(SysRng)));
     let sandbox = Sandbox::new(options.sandbox);
     let (shared, queues) = Dataplane::new(
-        tun,
-        further_tuns,
+        start.tun,
+        start.further_tuns,
         options.helpers,
         sandbox.clone(),
-        mtu,
+        start.mtu,
         device.sessions(),
         device.routes(),
     )
     .context("cannot set up the data plane")?;
+    if start.predecessor.is_some() {
+        // The packets are still another daemon's.
+        shared.stand_still();
+    }
     // Before anything large is freed: from then on the allocator hands out memory that has to be
     // cleared, and so touched, where until then it maps pages that nobody needs yet.
     let threads = Threads::start(&shared)?;
@@ -207,23 +207,29 @@ fn serve(options: &Options) -> Result<()> {
         gro: options.gro,
         ..UdpOptions::default()
     };
-    let steerer = Steerer::start(options.steering.clone(), &interface, Arc::clone(&shared))?;
-    let _limits = sandbox.enter(&Needs {
-        socket: socket.path(),
-        metrics: metrics.as_ref().and_then(metrics::Listener::path),
-        programs: steerer.has_programs(),
-        pins: steerer.pinned_at(),
-        af_xdp: steerer.may_steer(),
-    });
-    let control = Rc::new(RefCell::new(Control::new(
-        device,
-        Arc::clone(&shared),
-        udp_options,
-        steerer,
-    )));
-    if let Some(manager) = manager {
-        control.borrow_mut().report_to(manager);
+    let steerer = Steerer::start(options.steering.clone(), Arc::clone(&shared))?;
+    let mut control = Control::new(device, Arc::clone(&shared), udp_options, steerer);
+    control.tell_options(told(options));
+    if let Some(manager) = start.manager {
+        control.report_to(manager);
     }
+    let mut metrics = start.metrics;
+    let metrics_estate = metrics
+        .as_ref()
+        .map(metrics::Listener::estate)
+        .transpose()?;
+    let former = start.predecessor;
+    let former = former
+        .map(|former| former.take(&mut control, &udp_options))
+        .transpose()?;
+    let (predecessor, predecessor_pid) = former.unzip();
+    control.pin(&interface, predecessor_pid);
+    let _limits = sandbox.enter(&control.needs(
+        start.socket.path(),
+        metrics.as_ref().and_then(metrics::Listener::path),
+    ));
+    shared.go_on();
+    let control = Rc::new(RefCell::new(control));
     tracing::info!(
         interface,
         aead = transport::backend().name(),
@@ -232,29 +238,258 @@ fn serve(options: &Options) -> Result<()> {
         "tunnel device ready"
     );
 
+    let socket = &mut start.socket;
     let ending = LocalSet::new().block_on(&runtime, async {
         let (watcher, happenings) = Watcher::start(Arc::clone(&shared), sources)?;
-        let listener = tokio::net::UnixListener::from_std(socket.listener()?)?;
-        tokio::task::spawn_local(server::serve(listener, Rc::clone(&control)));
-        if let Some(listener) = metrics {
+        let (heir, heirs) = mpsc::channel(1);
+        let serve = |socket: &ConfigurationSocket| -> Result<JoinHandle<()>> {
+            let listener = tokio::net::UnixListener::from_std(socket.listener()?)?;
+            let serve = server::serve(listener, Rc::clone(&control), heir.clone());
+            Ok(tokio::task::spawn_local(serve))
+        };
+        let mut server = serve(socket)?;
+        if let Some(listener) = metrics.take() {
             let (control, interface) = (Rc::clone(&control), interface.clone());
             let peers = options.metrics.metrics_peers;
             let task = metrics::server::serve(listener, control, interface, peers);
             tokio::task::spawn_local(task.context("--metrics")?);
         }
         sandbox.confine(Role::Control);
-        match ready {
-            Some(ready) => report_ready(ready)?,
-            None => control.borrow().report_ready(),
+        let mut news = News {
+            queues,
+            happenings,
+            heirs,
+        };
+        // Ends only if the tunnel is not ours to serve.
+        let begun = async {
+            let takes_over = predecessor.is_some();
+            if let Some(predecessor) = predecessor
+                && !predecessor.has_ended().await
+            {
+                return Ok(Ending::TooLate);
+            }
+            match ready {
+                // The tunnel that was there goes on, whoever waits or does not.
+                Some(ready) if takes_over => _ = report_ready(ready),
+                Some(ready) => report_ready(ready)?,
+                None => control.borrow().report_ready(),
+            }
+            pending::<Result<Ending>>().await
+        };
+        let serving = async {
+            loop {
+                let mut heir = match control::run(&control, &mut news, &mut signals).await {
+                    Interruption::Ending(ending) => return anyhow::Ok((ending, None)),
+                    Interruption::Heir(heir) => heir,
+                };
+                // Clients that come from now on are served by whoever has the device then.
+                server.abort();
+                let belongings = give::Belongings {
+                    interface: &interface,
+                    listener: socket.as_fd(),
+                    metrics: options
+                        .metrics
+                        .metrics
+                        .as_ref()
+                        .zip(metrics_estate.as_ref())
+                        .map(|(address, estate)| (address.to_string(), estate.socket.as_fd())),
+                };
+                if give::hand_over(&control, &belongings, &mut heir).await {
+                    return Ok((Ending::HandedOver, Some(heir)));
+                }
+                server = serve(socket)?;
+            }
+        };
+        let (ending, heir) = tokio::select! {
+            ended = serving => ended?,
+            ending = begun => (ending?, None),
+        };
+        match ending {
+            Ending::HandedOver | Ending::TooLate => {
+                socket.leave();
+                control.borrow_mut().leave_pins();
+                if let Some(estate) = &metrics_estate {
+                    estate.leave();
+                }
+            }
+            _ => control.borrow().report_stopping(),
         }
-        let ending = control::run(&control, queues, happenings, &mut signals).await;
-        control.borrow().report_stopping();
         drop(watcher);
-        anyhow::Ok(ending)
-    })?;
+        anyhow::Ok((ending, heir))
+    });
+    let (ending, heir) = ending?;
     tracing::info!(interface, reason = %ending, "tunnel device ends");
     drop(threads);
+    // Closed last: the heir takes it for our end.
+    drop(heir);
     Ok(())
+}
+
+/// What a daemon starts from.
+struct Start {
+    interface: String,
+    tun: Tun,
+    further_tuns: Vec<Tun>,
+    mtu: u32,
+    link: LinkMonitor,
+    socket: ConfigurationSocket,
+    /// The socket's file is there because we have made it, not somebody else.
+    made_socket: bool,
+    metrics: Option<metrics::Listener>,
+    manager: Option<ServiceManager>,
+    predecessor: Option<Former>,
+}
+
+/// What is left of another daemon's things until they are ours.
+struct Former {
+    pid: u32,
+    stream: Predecessor,
+    udp: Vec<OwnedFd>,
+    configuration: Zeroizing<Vec<u8>>,
+    /// Where metrics were answered, if they are not any more.
+    metrics: Option<(String, OwnedFd)>,
+    log: StandardError,
+}
+
+impl Start {
+    /// From a device of our own, or one that the environment names.
+    fn fresh(options: &Options) -> Result<Self> {
+        let tun_options = tun_options(options);
+        let wanted = options.queues.unwrap_or_else(queues::usual);
+        let (tun, further_tuns) = match number_from_environment("WG_TUN_FD")? {
+            Some(fd) => {
+                let tun = Tun::from_fd(fd, &tun_options).context("WG_TUN_FD")?;
+                (tun, Vec::new())
+            }
+            None => {
+                let mut tuns = Tun::create_queues(&options.interface, &tun_options, wanted)?;
+                (tuns.remove(0), tuns)
+            }
+        };
+        if 1 + further_tuns.len() < wanted {
+            let queues = 1 + further_tuns.len();
+            tracing::warn!(queues, wanted, "the device has fewer queues than wanted");
+        }
+        let interface = tun.name().to_owned();
+        // Before the socket, whose file says to many that the device is ready: whatever happens to the
+        // device from then on is noticed.
+        let link = LinkMonitor::new(&tun).context("cannot watch the device")?;
+        let mtu = tun.mtu().context("cannot read the device's MTU")?;
+        let metrics = options.metrics.metrics.as_ref();
+        let metrics = metrics.map(metrics::Listener::bind).transpose()?;
+        let inherited = number_from_environment("WG_UAPI_FD")?;
+        let made_socket = inherited.is_none();
+        let socket = match inherited {
+            Some(fd) => ConfigurationSocket::inherited(fd, &interface),
+            None => ConfigurationSocket::create(&interface)?,
+        };
+        Ok(Self {
+            interface,
+            tun,
+            further_tuns,
+            mtu,
+            link,
+            socket,
+            made_socket,
+            metrics,
+            manager: ServiceManager::from_environment(),
+            predecessor: None,
+        })
+    }
+
+    /// From what another daemon has, which still may go on with it.
+    fn inherited(options: &Options, heritage: Inheritance, log: StandardError) -> Result<Self> {
+        let mut tuns = Tun::from_queues(heritage.tun, &tun_options(options))
+            .context("cannot take the device over")?;
+        let queues = tuns.len();
+        if let Some(wanted) = options.queues.filter(|&wanted| wanted != queues) {
+            tracing::warn!(queues, wanted, "a device that is there keeps its queues");
+        }
+        let tun = tuns.remove(0);
+        let link = LinkMonitor::new(&tun).context("cannot watch the device")?;
+        let mtu = tun.mtu().context("cannot read the device's MTU")?;
+        let mut former = heritage.metrics;
+        let metrics = match &options.metrics.metrics {
+            None => None,
+            Some(address) => {
+                let same = former.take_if(|(former, _)| *former == address.to_string());
+                Some(match same {
+                    Some((_, socket)) => metrics::Listener::inherited(address, socket)?,
+                    None => metrics::Listener::bind(address)?,
+                })
+            }
+        };
+        Ok(Self {
+            socket: ConfigurationSocket::inherited(heritage.listener, &heritage.interface),
+            made_socket: false,
+            interface: heritage.interface,
+            tun,
+            further_tuns: tuns,
+            mtu,
+            link,
+            metrics,
+            manager: heritage.manager,
+            predecessor: Some(Former {
+                pid: heritage.predecessor,
+                stream: heritage.predecessor_stream,
+                udp: heritage.udp,
+                configuration: heritage.configuration,
+                metrics: former,
+                log,
+            }),
+        })
+    }
+
+    /// Watches the configuration socket's file; `None` if somebody has removed it already.
+    fn watch(&self) -> Result<Option<FileWatch>> {
+        match FileWatch::new(self.socket.path()) {
+            Err(error) if self.made_socket && error.kind() == io::ErrorKind::NotFound => {
+                let interface = &self.interface;
+                tracing::info!(interface, "the configuration socket was removed at once");
+                Ok(None)
+            }
+            watch => watch
+                .map(Some)
+                .with_context(|| format!("cannot watch {}", self.socket.path().display())),
+        }
+    }
+}
+
+impl Former {
+    /// Takes the tunnel over.
+    fn take(self, control: &mut Control, options: &UdpOptions) -> Result<(Predecessor, u32)> {
+        let sockets =
+            UdpGroup::inherited(self.udp, options).context("cannot take the UDP sockets over")?;
+        control.inherit(&self.configuration, sockets)?;
+        let mut predecessor = self.stream;
+        predecessor.take()?;
+        self.log.keep();
+        if let Some((address, socket)) = self.metrics
+            && let Ok(address) = address.parse()
+        {
+            // Removes its file.
+            drop(metrics::Listener::inherited(&address, socket));
+        }
+        Ok((predecessor, self.pid))
+    }
+}
+
+fn tun_options(options: &Options) -> TunOptions {
+    TunOptions {
+        offload: options.tun_offload,
+        ..TunOptions::default()
+    }
+}
+
+/// What [`crate::hand_over`] tells of how this daemon was started.
+fn told(options: &Options) -> String {
+    let (pid, foreground) = (std::process::id(), options.foreground);
+    let given = options.given.iter();
+    let given = given.map(|(name, value)| format!("option={name}={value}\n"));
+    format!(
+        "pid={pid}\nforeground={foreground}\n{}",
+        given.collect::<String>()
+    )
 }
 
 fn ready_pipe() -> Result<Option<PipeWriter>> {

@@ -5,6 +5,7 @@
 //! - [`uapi`]: the configuration protocol that `wg(8)` speaks.
 //! - [`config`]: the file format of `wg-quick(8)`.
 //! - [`quick`]: tunnels from such files, and changes to running ones.
+//! - [`hand_over`]: one daemon in the place of another, without losing the tunnel.
 //! - [`inspect`]: looking at tunnels and at the machine from outside.
 //! - [`metrics`]: what is counted, for Prometheus.
 //! - [`top`]: a live view of a tunnel.
@@ -19,6 +20,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod dataplane;
+pub mod hand_over;
 pub mod inspect;
 pub mod keys;
 pub mod logging;

@@ -9,6 +9,7 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -59,6 +60,16 @@ impl ServiceManager {
         (started == Some(process::id())).then(Self::from_environment)?
     }
 
+    /// The manager of another process, on the socket that this one has used, and its watchdog's time.
+    pub fn inherited(socket: UnixDatagram, watchdog: Option<Duration>) -> Self {
+        Self { socket, watchdog }
+    }
+
+    /// The socket, for [`inherited`](Self::inherited).
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
     /// How often it has to be told at least that the service is alive; twice as often is advised.
     pub fn watchdog(&self) -> Option<Duration> {
         self.watchdog
@@ -74,6 +85,11 @@ impl ServiceManager {
         // One message: it is taken from the main process alone, and the next one may not be.
         let status = one_line(status);
         self.tell(&format!("READY=1\nMAINPID={pid}\nSTATUS={status}"));
+    }
+
+    /// From now on the service is process `pid`, which has taken this one's place.
+    pub fn continued_as(&self, pid: u32) {
+        self.tell(&format!("MAINPID={pid}"));
     }
 
     /// What the service does, for people.
@@ -163,6 +179,8 @@ mod tests {
         assert_eq!(next(&listener), "READY=1\nSTATUS=wg0 is up");
         manager.ready_as(42, "wg0");
         assert_eq!(next(&listener), "READY=1\nMAINPID=42\nSTATUS=wg0");
+        manager.continued_as(43);
+        assert_eq!(next(&listener), "MAINPID=43");
         manager.status("a\nMAINPID=1");
         assert_eq!(next(&listener), "STATUS=a MAINPID=1");
         manager.alive();

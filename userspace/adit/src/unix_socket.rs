@@ -1,10 +1,12 @@
 //! Listening Unix sockets whose files come and go with them.
 
+use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::SystemTime;
 
 use adit_kernel::process::UmaskGuard;
@@ -63,6 +65,7 @@ pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
 pub struct SocketFile {
     path: PathBuf,
     identity: Option<FileIdentity>,
+    left: Rc<Cell<bool>>,
 }
 
 /// Which file a path leads to. The birth time is there because inode numbers are reused; the
@@ -75,12 +78,18 @@ impl SocketFile {
         Self {
             path: path.to_owned(),
             identity: identity(path),
+            left: Rc::default(),
         }
     }
 
     /// Where it is, or was.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// When set to true, wherever this is by then, the file stays: another process has the socket.
+    pub fn left(&self) -> Rc<Cell<bool>> {
+        Rc::clone(&self.left)
     }
 
     /// Whether it is still there and still the same.
@@ -91,7 +100,7 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.exists() {
+        if !self.left.get() && self.exists() {
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -17,6 +17,7 @@
 //! | [`event`] | `eventfd(2)` |
 //! | [`inotify`] | removal of one file |
 //! | [`clock`] | `CLOCK_BOOTTIME`, wall clock |
+//! | [`descriptors`] | open files passed to another process |
 //! | [`process`] | sessions, umask, inherited descriptors |
 //! | [`sandbox`] | capabilities, seccomp, Landlock, memory that stays where it is |
 //! | [`alloc`] | an allocator that counts per thread |
@@ -26,6 +27,7 @@
 pub mod alloc;
 pub mod bpf;
 pub mod clock;
+pub mod descriptors;
 pub mod epoll;
 pub mod ethtool;
 pub mod event;

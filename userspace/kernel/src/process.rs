@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -58,6 +58,41 @@ pub fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: nobody else owns it: what the standard library and this crate open is
     // close-on-exec, this one was not until now, and so cannot be taken twice.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Standard error leads elsewhere until this is dropped, or for good with [`keep`](Self::keep).
+#[derive(Debug)]
+#[must_use = "standard error is restored when this is dropped"]
+pub struct StandardError {
+    previous: Option<OwnedFd>,
+}
+
+impl StandardError {
+    /// Sends what is written to standard error from now on to `file`.
+    ///
+    /// # Errors
+    /// `EMFILE` when the process is out of descriptors.
+    pub fn redirect(file: &OwnedFd) -> io::Result<Self> {
+        let previous = io::stderr().as_fd().try_clone_to_owned()?;
+        sys::replace_standard_error(file.as_fd())?;
+        Ok(Self {
+            previous: Some(previous),
+        })
+    }
+
+    /// Lets go of where it led before.
+    pub fn keep(mut self) {
+        self.previous = None;
+    }
+}
+
+impl Drop for StandardError {
+    fn drop(&mut self) {
+        if let Some(previous) = self.previous.take() {
+            // The number is open, so there is nothing to run out of.
+            let _ = sys::replace_standard_error(previous.as_fd());
+        }
+    }
 }
 
 /// Sets the process-wide umask until it is dropped. Meant for the start, before there are other
@@ -169,6 +204,38 @@ mod tests {
             assert_eq!(sys::umask(0o077), 0o077);
         }
         assert_eq!(sys::umask(before), 0o022);
+    }
+
+    #[test]
+    fn standard_error_leads_elsewhere_and_back() {
+        // In a process of its own: other tests write to standard error, too.
+        const CHILD: &str = "ADIT_TEST_STANDARD_ERROR";
+        if std::env::var_os(CHILD).is_some() {
+            let file = temporary_file();
+            let mut reader = file.try_clone().unwrap();
+            let redirected = StandardError::redirect(&file.into()).unwrap();
+            io::stderr().write_all(b"elsewhere").unwrap();
+            drop(redirected);
+            io::stderr().write_all(b"and back").unwrap();
+            let mut text = String::new();
+            reader.rewind().unwrap();
+            reader.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "elsewhere");
+            return;
+        }
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args([
+            "--exact",
+            "--nocapture",
+            "process::tests::standard_error_leads_elsewhere_and_back",
+        ]);
+        let output = command.env(CHILD, "1").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}");
+        assert!(
+            text.contains("and back") && !text.contains("elsewhere"),
+            "{text}"
+        );
     }
 
     #[test]

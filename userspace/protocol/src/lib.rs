@@ -88,7 +88,9 @@ mod timers;
 mod transport;
 
 pub use allowed_ips::{AllowedIps, LookupTable, Prefix, PrefixLengthError};
-pub use device::{AddPeerError, Counters, Device, Event, Output, PeerInfo, Routes, SendError};
+pub use device::{
+    AddPeerError, Counters, Device, Event, Output, PeerHistory, PeerInfo, Routes, SendError,
+};
 pub use inner::{InnerPacket, InnerPacketError, padded_len};
 pub use key::{KEY_LEN, PresharedKey, PrivateKey, PublicKey};
 pub use limits::Limits;

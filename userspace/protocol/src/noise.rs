@@ -39,6 +39,14 @@ impl Tai64n {
         Self(label)
     }
 
+    pub(crate) const fn from_bytes(label: [u8; 12]) -> Self {
+        Self(label)
+    }
+
+    pub(crate) const fn to_bytes(self) -> [u8; 12] {
+        self.0
+    }
+
     /// The smallest label that a peer who saw `self` accepts and that keeps the rounding.
     pub(crate) fn successor(self) -> Self {
         let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3] = self.0;

@@ -414,6 +414,12 @@ impl<K> PeerLink<K> {
         self.rx_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// Adds what was counted before this process.
+    pub(crate) fn restore_bytes(&self, sent: u64, received: u64) {
+        self.tx_bytes.fetch_add(sent, Ordering::Relaxed);
+        self.rx_bytes.fetch_add(received, Ordering::Relaxed);
+    }
+
     /// Drops the staged packets, counted.
     pub(crate) fn drop_staged(&self) {
         let dropped = self.staged().clear() as u64;

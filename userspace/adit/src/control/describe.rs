@@ -83,7 +83,7 @@ impl Control {
 }
 
 /// The bytes are looked at by arithmetic alone, since some of them are secret.
-fn hex_line(answer: &mut String, name: &str, bytes: &[u8; 32]) {
+pub(super) fn hex_line(answer: &mut String, name: &str, bytes: &[u8; 32]) {
     let mut digits = Zeroizing::new([0; 64]);
     for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
         pair.copy_from_slice(&[hex_digit(byte >> 4), hex_digit(byte & 15)]);

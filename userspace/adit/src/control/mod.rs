@@ -5,11 +5,13 @@
 
 mod configure;
 mod describe;
+mod hand_over;
 mod measure;
 mod run;
 mod service;
 mod watcher;
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use adit_kernel::udp::{Outcome, Outgoing, SendBatch, UdpError, UdpGroup, UdpOptions};
@@ -26,7 +28,7 @@ use crate::uapi::request::Setting;
 use crate::uapi::server::Configurable;
 use crate::{error_chain, instant};
 
-pub use run::{Ending, Signals, run};
+pub use run::{Ending, Interruption, News, Signals, run};
 pub use watcher::{Happening, Sources, Watcher};
 
 /// The device and what surrounds it.
@@ -48,6 +50,12 @@ pub struct Control {
     underlay_changed: bool,
     /// To the service manager, if there is one.
     reports: Option<service::Reports>,
+    /// Sockets of the daemon that ran before, until the interface is seen to be up.
+    inherited: Option<Arc<UdpGroup>>,
+    /// Another process may be about to take the device over.
+    standing: bool,
+    /// Lines that tell how the daemon was started.
+    options_told: String,
     /// Told whenever the next timer may have changed.
     timers_changed: Arc<Notify>,
 }
@@ -73,8 +81,16 @@ impl Control {
             steerer,
             underlay_changed: false,
             reports: None,
+            inherited: None,
+            standing: false,
+            options_told: String::new(),
             timers_changed: Arc::new(Notify::new()),
         }
+    }
+
+    /// What to say of how the daemon was started: lines for whoever starts another one in its place.
+    pub fn tell_options(&mut self, lines: String) {
+        self.options_told = lines;
     }
 
     fn now(&self) -> Now {
@@ -86,12 +102,16 @@ impl Control {
 
     /// The interface went up or down; its sockets and sessions go with it.
     fn set_up(&mut self, up: bool) {
+        let inherited = self.inherited.take();
         if self.up == up {
             return;
         }
         self.up = up;
         if up {
-            if let Err(error) = self.bind(self.port) {
+            if let Some(sockets) = inherited {
+                self.port = sockets.port();
+                self.shared.replace_sockets(Some(sockets));
+            } else if let Err(error) = self.bind(self.port) {
                 tracing::error!(
                     port = self.port,
                     error = error_chain(&error),
@@ -135,6 +155,7 @@ impl Control {
     fn set_listen_port(&mut self, port: u16) -> Result<(), Errno> {
         if !self.up {
             self.port = port;
+            self.inherited = None;
             return Ok(());
         }
         let bound = self.shared.sockets.load().is_some();
@@ -353,6 +374,10 @@ impl Control {
 
 impl Configurable for Control {
     fn apply(&mut self, settings: Vec<Setting>) -> Result<(), Errno> {
+        if self.standing {
+            // Whoever takes over would not know of it.
+            return Err(Errno::Busy);
+        }
         let result = self.configure(settings);
         self.underlay_changed = true;
         self.refresh_underlay();
@@ -362,5 +387,12 @@ impl Configurable for Control {
 
     fn describe(&self, answer: &mut String) {
         self.describe_device(answer);
+    }
+
+    fn describe_options(&self, answer: &mut String) {
+        answer.push_str(&self.options_told);
+        let managed = self.reports.is_some();
+        // Writing to a String cannot fail.
+        let _ = writeln!(answer, "managed={managed}");
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use adit_kernel::netlink::LinkEvent;
 use anyhow::Context as _;
+use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -33,6 +34,10 @@ pub enum Ending {
     DeviceGone,
     /// The configuration socket's file was removed.
     SocketRemoved,
+    /// Another daemon has taken the device over.
+    HandedOver,
+    /// The daemon that ran before goes on: this one was too late.
+    TooLate,
 }
 
 impl fmt::Display for Ending {
@@ -41,6 +46,8 @@ impl fmt::Display for Ending {
             Self::Signal => "signal",
             Self::DeviceGone => "device deleted",
             Self::SocketRemoved => "configuration socket removed",
+            Self::HandedOver => "handed over",
+            Self::TooLate => "the daemon that ran before goes on",
         })
     }
 }
@@ -66,13 +73,37 @@ impl Signals {
     }
 }
 
-/// Serves the device until it ends.
+/// What the loop hears.
+#[derive(Debug)]
+pub struct News {
+    /// From the data threads.
+    pub queues: Queues,
+    /// From the host.
+    pub happenings: mpsc::Receiver<Happening>,
+    /// Clients of the configuration socket that want to take the device over.
+    pub heirs: mpsc::Receiver<UnixStream>,
+}
+
+/// Why [`run`] has returned.
+#[derive(Debug)]
+pub enum Interruption {
+    /// The tunnel ends.
+    Ending(Ending),
+    /// Somebody wants to take the device over; to be run again unless that succeeds.
+    Heir(UnixStream),
+}
+
+/// Serves the device until it ends, or somebody wants to take it over.
 pub async fn run(
     control: &Rc<RefCell<Control>>,
-    mut queues: Queues,
-    mut happenings: mpsc::Receiver<Happening>,
+    news: &mut News,
     signals: &mut Signals,
-) -> Ending {
+) -> Interruption {
+    let News {
+        queues,
+        happenings,
+        heirs,
+    } = news;
     let timers_changed = Arc::clone(&control.borrow().timers_changed);
     let Signals {
         terminate,
@@ -89,8 +120,8 @@ pub async fn run(
             }
         };
         tokio::select! {
-            _ = terminate.recv() => return Ending::Signal,
-            _ = interrupt.recv() => return Ending::Signal,
+            _ = terminate.recv() => return Interruption::Ending(Ending::Signal),
+            _ = interrupt.recv() => return Interruption::Ending(Ending::Signal),
             () = timers_changed.notified() => {}
             _ = tick.tick() => control.borrow_mut().tick(),
             () = timer => control.borrow_mut().timeout(),
@@ -98,18 +129,19 @@ pub async fn run(
                 Notice::Attend(peer) => control.borrow_mut().attend(peer),
                 Notice::NextHopWanted => control.borrow_mut().steerer.next_hops_wanted(),
                 Notice::ReceiverFailed { ifindex } => control.borrow_mut().receiver_failed(ifindex),
-                Notice::DeviceGone => return Ending::DeviceGone,
+                Notice::DeviceGone => return Interruption::Ending(Ending::DeviceGone),
             },
             Some(message) = queues.handshakes.recv() => {
-                handshakes(&mut control.borrow_mut(), &mut queues, message);
+                handshakes(&mut control.borrow_mut(), queues, message);
                 // Configuration connections are tasks of their own and get their turn here.
                 tokio::task::yield_now().await;
             }
             Some(happening) = happenings.recv() => {
                 if let Some(ending) = follow(&mut control.borrow_mut(), happening) {
-                    return ending;
+                    return Interruption::Ending(ending);
                 }
             }
+            Some(heir) = heirs.recv() => return Interruption::Heir(heir),
         }
     }
 }

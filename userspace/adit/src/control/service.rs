@@ -23,6 +23,12 @@ pub(super) struct Reports {
     status: String,
 }
 
+impl Reports {
+    pub(super) fn manager(&self) -> &ServiceManager {
+        &self.manager
+    }
+}
+
 impl Control {
     /// Keeps the manager informed from now on. That all is well it is told from the control thread's loop, and only as long
     /// as the data threads go round, too; due times are looked at once a second, so a watchdog of less than three seconds

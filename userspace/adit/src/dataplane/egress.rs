@@ -97,7 +97,7 @@ impl Egress {
         let counters = &shared.counters.of(self.queue).egress;
         let allocations_before = allocations_on_this_thread();
         let mut waits = Setbacks::default();
-        while !shared.is_stopping() {
+        while shared.goes_on(|| self.outbound.retry()) {
             let waiting_since = self.pipeline.is_some().then(instant);
             inbox.egress_pulse.beat();
             let woken = sources
@@ -172,7 +172,7 @@ impl Egress {
                 self.finish(now);
             }
             match end {
-                Round::Full if shared.is_stopping() => return Ok(()),
+                Round::Full if shared.is_interrupted() => return Ok(()),
                 Round::Full => shared.inboxes[self.queue].egress_pulse.beat(),
                 Round::Single => {
                     self.singles -= 1;

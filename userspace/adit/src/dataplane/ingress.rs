@@ -120,7 +120,7 @@ impl Ingress {
         let mut receivers: ArrayVec<Box<Receiver>, RECEIVERS> = ArrayVec::new();
         let allocations_before = allocations_on_this_thread();
         let mut waits = Setbacks::default();
-        while !shared.is_stopping() {
+        while shared.goes_on(|| change(&mut receivers, inbox.take_receiver_changes())) {
             inbox.ingress_pulse.beat();
             let sockets = shared.sockets.load_full();
             let sockets = sockets.as_deref().map(|group| group.member(self.queue));

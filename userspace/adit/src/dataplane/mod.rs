@@ -19,6 +19,7 @@ mod batch;
 pub mod counters;
 mod delivery;
 mod egress;
+mod gate;
 pub mod helper;
 mod ingress;
 mod opening;
@@ -50,6 +51,7 @@ use tokio::sync::mpsc;
 pub(crate) use egress::send_staged;
 
 use self::counters::Counters;
+use self::gate::{Gate, Order};
 use self::helper::Helpers;
 use self::pulse::Pulse;
 use self::transmit::TransmitterChange;
@@ -159,7 +161,7 @@ pub struct Dataplane {
     helpers: Helpers,
     /// What threads give up.
     pub sandbox: Sandbox,
-    stopping: AtomicBool,
+    gate: Gate,
 }
 
 /// How the control thread reaches the threads of one queue.
@@ -236,7 +238,7 @@ impl Dataplane {
             inboxes: inboxes?,
             helpers,
             sandbox,
-            stopping: AtomicBool::new(false),
+            gate: Gate::default(),
         };
         let queues = Queues {
             notices: notices_out,
@@ -258,6 +260,11 @@ impl Dataplane {
     /// How many pairs of data threads there are.
     pub fn queues(&self) -> usize {
         self.inboxes.len()
+    }
+
+    /// The queues of the TUN device.
+    pub fn tun_queues(&self) -> impl Iterator<Item = &Tun> {
+        (0..self.queues()).map(|queue| self.tun_queue(queue))
     }
 
     /// A queue of the TUN device.
@@ -332,8 +339,44 @@ impl Dataplane {
         }
     }
 
-    fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
+    /// Has the data threads stand still as soon as they are done with what they have in hand:
+    /// nothing is read from the device or the sockets any more. AF_XDP sockets that were taken away
+    /// before are closed when they stand.
+    pub fn stand_still(&self) {
+        self.order(Order::Stand);
+    }
+
+    /// Whether all data threads stand.
+    pub fn stands_still(&self) -> bool {
+        self.gate.count() == 2 * self.queues()
+    }
+
+    /// Lets the data threads move packets.
+    pub fn go_on(&self) {
+        self.order(Order::Go);
+    }
+
+    fn order(&self, order: Order) {
+        self.gate.set(order);
+        for inbox in &self.inboxes {
+            inbox.wake_egress.signal();
+            inbox.wake_ingress.signal();
+        }
+    }
+
+    /// Whether a data thread is to go on. If it is to stand it does so here, once it has
+    /// `put_down` what it was told to give back.
+    fn goes_on(&self, put_down: impl FnOnce()) -> bool {
+        if self.gate.order() == Order::Stand {
+            put_down();
+            self.gate.stand();
+        }
+        self.gate.order() != Order::End
+    }
+
+    /// Whether a data thread that has more to do is to look at [`goes_on`](Self::goes_on) first.
+    fn is_interrupted(&self) -> bool {
+        self.gate.order() != Order::Go
     }
 
     fn notify(&self, notice: Notice) {
@@ -399,11 +442,7 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        self.shared.stopping.store(true, Ordering::Release);
-        for inbox in &self.shared.inboxes {
-            inbox.wake_egress.signal();
-            inbox.wake_ingress.signal();
-        }
+        self.shared.order(Order::End);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }

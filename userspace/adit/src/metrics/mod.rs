@@ -13,9 +13,14 @@ pub mod server;
 pub mod snapshot;
 mod text;
 
+use std::cell::Cell;
+use std::fmt;
+use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result};
@@ -70,6 +75,15 @@ impl FromStr for Address {
     }
 }
 
+impl fmt::Display for Address {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(formatter),
+            Self::Unix(path) => write!(formatter, "unix:{}", path.display()),
+        }
+    }
+}
+
 /// A socket that listens, and whatever else answers need to have open; a Unix socket's file is removed on drop.
 #[derive(Debug)]
 pub struct Listener {
@@ -115,9 +129,58 @@ impl Listener {
         }
     }
 
+    /// Takes over the socket that another process listens on at `address`.
+    ///
+    /// # Errors
+    /// When `/proc` is not mounted.
+    pub fn inherited(address: &Address, socket: OwnedFd) -> Result<Self> {
+        let process = Process::new().context("--metrics: cannot open /proc/self/status")?;
+        let (socket, file) = match address {
+            Address::Tcp(_) => (Socket::Tcp(socket.into()), None),
+            Address::Unix(path) => (Socket::Unix(socket.into()), Some(SocketFile::at(path))),
+        };
+        Ok(Self {
+            socket,
+            file,
+            process,
+        })
+    }
+
+    /// What another process needs to take this listener over.
+    ///
+    /// # Errors
+    /// When the process is out of descriptors.
+    pub fn estate(&self) -> io::Result<Estate> {
+        let socket = match &self.socket {
+            Socket::Tcp(socket) => socket.as_fd(),
+            Socket::Unix(socket) => socket.as_fd(),
+        };
+        Ok(Estate {
+            socket: socket.try_clone_to_owned()?,
+            file_left: self.file.as_ref().map(SocketFile::left),
+        })
+    }
+
     /// The file of a Unix socket.
     pub fn path(&self) -> Option<&Path> {
         self.file.as_ref().map(SocketFile::path)
+    }
+}
+
+/// A listener, to be handed to another process while it is in use.
+#[derive(Debug)]
+pub struct Estate {
+    /// The listening socket.
+    pub socket: OwnedFd,
+    file_left: Option<Rc<Cell<bool>>>,
+}
+
+impl Estate {
+    /// Leaves the file of a Unix socket to the process that listens from now on.
+    pub fn leave(&self) {
+        if let Some(left) = &self.file_left {
+            left.set(true);
+        }
     }
 }
 

@@ -100,7 +100,7 @@ pub(super) fn get(interface: &str) -> Result<State> {
     State::parse(&answer).with_context(|| format!("the daemon of {interface} makes no sense"))
 }
 
-fn connect(interface: &str) -> Result<UnixStream> {
+pub(crate) fn connect(interface: &str) -> Result<UnixStream> {
     let path = socket_path(interface);
     let stream = UnixStream::connect(&path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => anyhow::anyhow!(

@@ -9,7 +9,7 @@
 //! `steps` keeps what was done and undoes it, last first, when something fails.
 
 pub mod check;
-mod client;
+pub(crate) mod client;
 mod dns;
 pub mod down;
 mod file;

@@ -11,9 +11,9 @@ use libc::{
     SYS_gettid, SYS_ioctl, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap,
     SYS_newfstatat, SYS_openat, SYS_ppoll, SYS_pread64, SYS_prlimit64, SYS_read, SYS_recvfrom,
     SYS_recvmmsg, SYS_recvmsg, SYS_restart_syscall, SYS_rt_sigaction, SYS_rt_sigprocmask,
-    SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield, SYS_sendmmsg, SYS_sendto,
-    SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_socket, SYS_statx, SYS_tgkill, SYS_unlinkat,
-    SYS_write, SYS_writev,
+    SYS_rt_sigreturn, SYS_sched_getaffinity, SYS_sched_yield, SYS_sendmmsg, SYS_sendmsg,
+    SYS_sendto, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_socket, SYS_statx, SYS_tgkill,
+    SYS_unlinkat, SYS_write, SYS_writev,
 };
 
 use super::Role;
@@ -128,6 +128,8 @@ const CONTROL: &[Call] = &[
     Call::any(SYS_recvfrom),
     Call::any(SYS_recvmsg),
     Call::any(SYS_sendmmsg),
+    // The device, to the process that takes it over.
+    Call::any(SYS_sendmsg),
     Call::with(SYS_setsockopt, 1, OPTION_LEVELS),
     Call::any(SYS_shutdown),
     Call::with(SYS_socket, 0, FAMILIES),

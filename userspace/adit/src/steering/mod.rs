@@ -78,12 +78,12 @@ struct Programs {
 }
 
 impl Steerer {
-    /// Loads the programs and pins their maps for tunnel `interface`.
+    /// Loads the programs. Their maps are [pinned](Self::pin) when it is certain that they will be used.
     ///
     /// # Errors
     /// Only when the options demand XDP: then what it lacks is said at the start.
-    pub fn start(options: Options, interface: &str, shared: Arc<Dataplane>) -> Result<Self> {
-        let loaded = Programs::load(interface);
+    pub fn start(options: Options, shared: Arc<Dataplane>) -> Result<Self> {
+        let loaded = Programs::load();
         let (programs, note) = match loaded {
             Ok(programs) => (Some(programs), None),
             Err(error) if options.datapath == Datapath::Xdp => {
@@ -114,6 +114,25 @@ impl Steerer {
         };
         steerer.demand_named_devices()?;
         Ok(steerer)
+    }
+
+    /// Pins the maps for tunnel `interface`, in the place of those that process `predecessor` has left.
+    pub fn pin(&mut self, interface: &str, predecessor: Option<u32>) {
+        if let Some(programs) = &mut self.programs
+            && let Err(error) = programs.steering.pin_after(interface, predecessor)
+        {
+            tracing::info!(
+                error = error_chain(&error),
+                "counters cannot be read with bpftool: not pinned"
+            );
+        }
+    }
+
+    /// Leaves the pins to the process that takes the tunnel over.
+    pub fn leave_pins(&mut self) {
+        if let Some(programs) = &mut self.programs {
+            programs.steering.leave_pins();
+        }
     }
 
     /// Whether the eBPF programs are loaded.
@@ -458,7 +477,7 @@ impl Drop for Steerer {
 }
 
 impl Programs {
-    fn load(interface: &str) -> Result<Self> {
+    fn load() -> Result<Self> {
         let events = match LevelFilter::current() {
             LevelFilter::TRACE => EventLevel::Trace,
             LevelFilter::DEBUG => EventLevel::Debug,
@@ -469,12 +488,6 @@ impl Programs {
             ..LoadOptions::default()
         };
         let mut steering = Steering::load(&options).context("cannot load the eBPF programs")?;
-        if let Err(error) = steering.pin(interface) {
-            tracing::info!(
-                error = error_chain(&error),
-                "counters cannot be read with bpftool: not pinned"
-            );
-        }
         let sessions = steering
             .sessions()
             .context("cannot reach the sessions map")?;

@@ -26,6 +26,9 @@ pub enum Errno {
     /// A system call failed.
     #[error("input/output error")]
     Io,
+    /// The device is being handed over to another process.
+    #[error("device or resource busy")]
+    Busy,
 }
 
 impl Errno {
@@ -38,6 +41,7 @@ impl Errno {
             Self::Invalid => -22,
             Self::AddressInUse => -98,
             Self::Io => -5,
+            Self::Busy => -16,
         }
     }
 }

@@ -10,7 +10,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use zeroize::{Zeroize as _, Zeroizing};
@@ -28,6 +29,9 @@ pub trait Configurable {
 
     /// Appends the answer to `get=1`, without the `errno` line.
     fn describe(&self, answer: &mut String);
+
+    /// Appends the answer to `hand_over=options`, without the `errno` line.
+    fn describe_options(&self, _answer: &mut String) {}
 }
 
 /// More clients than anybody runs; the oldest connection makes room for the next one.
@@ -44,8 +48,13 @@ thread_local! {
     static WAITING: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Accepts connections until the task is dropped.
-pub async fn serve<D: Configurable + 'static>(listener: UnixListener, device: Rc<RefCell<D>>) {
+/// Accepts connections until the task is dropped; those there are live on. Clients that want to have the device handed over
+/// to them ([`crate::hand_over`]) are passed on.
+pub async fn serve<D: Configurable + 'static>(
+    listener: UnixListener,
+    device: Rc<RefCell<D>>,
+    heirs: mpsc::Sender<UnixStream>,
+) {
     let mut connections: VecDeque<JoinHandle<()>> = VecDeque::new();
     loop {
         let stream = match listener.accept().await {
@@ -63,10 +72,19 @@ pub async fn serve<D: Configurable + 'static>(listener: UnixListener, device: Rc
                 oldest.abort();
             }
         }
-        let device = Rc::clone(&device);
+        let (device, heirs) = (Rc::clone(&device), heirs.clone());
         connections.push_back(tokio::task::spawn_local(async move {
-            if let Err(error) = converse(stream, &device).await {
-                tracing::debug!(%error, "configuration connection ended");
+            match Connection::new(stream).run(&*device).await {
+                Ok(None) => {}
+                Ok(Some(mut connection)) => {
+                    if heirs.capacity() == 0 {
+                        let _ = connection.refuse(Errno::Busy).await;
+                    } else {
+                        // Fails only when the daemon ends.
+                        let _ = heirs.try_send(connection.stream);
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "configuration connection ended"),
             }
         }));
     }
@@ -80,7 +98,7 @@ pub async fn converse<D: Configurable>(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     device: &RefCell<D>,
 ) -> io::Result<()> {
-    Connection::new(stream).run(device).await
+    Connection::new(stream).run(device).await.map(drop)
 }
 
 /// One client: its stream and what was read ahead of it.
@@ -102,16 +120,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    async fn run<D: Configurable>(mut self, device: &RefCell<D>) -> io::Result<()> {
+    /// The connection again if its client wants to have the device handed over.
+    async fn run<D: Configurable>(mut self, device: &RefCell<D>) -> io::Result<Option<Self>> {
         loop {
             let operation = match self.line().await? {
-                Line::End => return Ok(()),
-                Line::TooLong => return self.refuse().await,
+                Line::End => return Ok(None),
+                Line::TooLong => Operation::Unknown,
                 Line::Text(line) => match line {
                     "" => continue,
                     "get=1" => Operation::Get,
                     "set=1" => Operation::Set,
-                    _ => return self.refuse().await,
+                    "hand_over=options" => Operation::Options,
+                    "hand_over=1" => return Ok(Some(self)),
+                    _ => Operation::Unknown,
                 },
             };
             match operation {
@@ -124,9 +145,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     };
                     self.send(answer.as_bytes()).await?;
                 }
+                Operation::Options => {
+                    let mut answer = String::new();
+                    device.borrow().describe_options(&mut answer);
+                    answer.push_str("errno=0\n\n");
+                    self.send(answer.as_bytes()).await?;
+                }
+                // The connection ends, since where the next operation starts is unknown.
+                Operation::Unknown => {
+                    self.refuse(Errno::Protocol).await?;
+                    return Ok(None);
+                }
                 Operation::Set => {
                     let Some((settings, parsed)) = self.settings().await? else {
-                        return Ok(());
+                        return Ok(None);
                     };
                     let applied = device.borrow_mut().apply(settings);
                     let errno = applied.and(parsed).err().map_or(0, Errno::code);
@@ -147,7 +179,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             match self.line().await? {
                 Line::End => return Ok(None),
                 Line::TooLong => {
-                    self.refuse().await?;
+                    self.refuse(Errno::Protocol).await?;
                     return Ok(None);
                 }
                 Line::Text("") => return Ok(Some((settings, result))),
@@ -192,10 +224,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Says that this is not the protocol; the connection ends, since where the next operation
-    /// starts is unknown.
-    async fn refuse(&mut self) -> io::Result<()> {
-        self.send(format!("errno={}\n\n", Errno::Protocol.code()).as_bytes())
+    async fn refuse(&mut self, errno: Errno) -> io::Result<()> {
+        self.send(format!("errno={}\n\n", errno.code()).as_bytes())
             .await
     }
 
@@ -239,6 +269,8 @@ impl Drop for Room {
 enum Operation {
     Get,
     Set,
+    Options,
+    Unknown,
 }
 
 enum Line<'a> {
@@ -251,8 +283,6 @@ enum Line<'a> {
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
-
-    use tokio::net::UnixStream;
 
     use super::*;
 
@@ -349,6 +379,16 @@ mod tests {
     }
 
     #[test]
+    fn options_are_told_and_whoever_wants_the_device_is_not_served_further() {
+        assert_eq!(
+            conversation(b"hand_over=options\n\nget=1\n\n").0,
+            "errno=0\n\nlisten_port=1\nerrno=0\n\n"
+        );
+        assert_eq!(conversation(b"hand_over=1\n\nget=1\n\n").0, "");
+        assert_eq!(conversation(b"hand_over=2\n\n").0, "errno=-71\n\n");
+    }
+
+    #[test]
     fn endless_lines_and_other_bytes_end_the_connection() {
         let mut megabyte = b"set=1\nprivate_key=".to_vec();
         megabyte.resize(1 << 20, b'0');
@@ -370,7 +410,8 @@ mod tests {
         tokio::task::LocalSet::new().block_on(&runtime, async {
             let listener = UnixListener::bind(&path).unwrap();
             let device = Rc::new(RefCell::new(Recorder::default()));
-            tokio::task::spawn_local(serve(listener, device));
+            let (heirs, _waiting) = mpsc::channel(1);
+            tokio::task::spawn_local(serve(listener, device, heirs));
             let mut idle = Vec::new();
             for _ in 0..3 * CONNECTIONS {
                 idle.push(UnixStream::connect(&path).await.unwrap());

@@ -2,7 +2,7 @@
 
 use std::fs::DirBuilder;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -59,9 +59,20 @@ impl ConfigurationSocket {
         self.listener.try_clone()
     }
 
+    /// Leaves the file to the process that serves the socket from now on.
+    pub fn leave(&self) {
+        self.file.left().set(true);
+    }
+
     /// Whether the file is still there and still this socket's.
     pub fn exists(&self) -> bool {
         self.file.exists()
+    }
+}
+
+impl AsFd for ConfigurationSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 

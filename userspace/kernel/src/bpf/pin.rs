@@ -72,18 +72,21 @@ pub(super) struct Pins {
 }
 
 impl Pins {
-    /// Pins `maps` for tunnel `interface`.
+    /// Pins `maps` for tunnel `interface`, in the place of those of process `predecessor`.
     pub(super) fn new<'a>(
         interface: &str,
+        predecessor: Option<u32>,
         maps: impl Iterator<Item = (&'a str, &'a Map)>,
     ) -> Result<Self, PinError> {
         mount()?;
         let mut directory = directory(&component(interface));
-        if let Some(owner) = living_owner(&directory) {
+        let other_owner =
+            |directory: &Path| living_owner(directory).filter(|&owner| Some(owner) != predecessor);
+        if let Some(owner) = other_owner(&directory) {
             // The same name in another network namespace is another tunnel, but the file system is the same.
             let other = format!("{}@{}", component(interface), network_namespace());
             let taken = std::mem::replace(&mut directory, self::directory(&other));
-            if living_owner(&directory).is_some() {
+            if other_owner(&directory).is_some() {
                 return Err(PinError::InUse { path: taken, owner });
             }
         }
@@ -102,11 +105,18 @@ impl Pins {
     pub(super) fn directory(&self) -> &Path {
         &self.directory
     }
+
+    /// Leaves the pins to whoever puts others in their place.
+    pub(super) fn leave(mut self) {
+        self.directory = PathBuf::new();
+    }
 }
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        remove(&self.directory);
+        if !self.directory.as_os_str().is_empty() {
+            remove(&self.directory);
+        }
     }
 }
 

@@ -227,12 +227,32 @@ impl Steering {
     /// # Errors
     /// See [`PinError`]; the tunnel works without pins.
     pub fn pin(&mut self, interface: &str) -> Result<&Path, PinError> {
+        self.pin_after(interface, None)
+    }
+
+    /// As [`pin`](Self::pin), in the place of the pins of process `predecessor`, which is alive and
+    /// has [left](Self::leave_pins) them.
+    ///
+    /// # Errors
+    /// See [`PinError`].
+    pub fn pin_after(
+        &mut self,
+        interface: &str,
+        predecessor: Option<u32>,
+    ) -> Result<&Path, PinError> {
         self.pins = None;
         let known = maps::ALL
             .iter()
             .filter_map(|name| self.ebpf.map(name).map(|map| (*name, map)));
-        let pins = Pins::new(interface, known)?;
+        let pins = Pins::new(interface, predecessor, known)?;
         Ok(self.pins.insert(pins).directory())
+    }
+
+    /// Leaves the pins where they are, for the process that takes the tunnel over.
+    pub fn leave_pins(&mut self) {
+        if let Some(pins) = self.pins.take() {
+            pins.leave();
+        }
     }
 
     /// Where the maps are pinned.

@@ -169,6 +169,12 @@ pub(crate) fn setsid() -> io::Result<()> {
     Ok(())
 }
 
+pub(crate) fn replace_standard_error(file: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both are open; standard error has no owner whose number could be taken away.
+    check(unsafe { libc::dup2(file.as_raw_fd(), libc::STDERR_FILENO) })?;
+    Ok(())
+}
+
 pub(crate) fn umask(mask: libc::mode_t) -> libc::mode_t {
     // SAFETY: takes an integer and cannot fail.
     unsafe { libc::umask(mask) }

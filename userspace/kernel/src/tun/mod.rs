@@ -135,6 +135,21 @@ impl Tun {
         Self::configure(queue, request.name(), flags, options)
     }
 
+    /// Takes over all queues of a device that another process has.
+    ///
+    /// # Errors
+    /// As [`from_fd`](Self::from_fd).
+    pub fn from_queues(queues: Vec<OwnedFd>, options: &TunOptions) -> Result<Vec<Self>, TunError> {
+        let queues = queues
+            .into_iter()
+            .map(|queue| Self::from_fd(queue, options))
+            .collect::<Result<Vec<_>, _>>()?;
+        if queues.len() > 1 && !queues[0].is_persistent() {
+            let _ = steer::by_flow(queues[0].as_fd());
+        }
+        Ok(queues)
+    }
+
     /// Opens a further queue of the same device. Packets read from it are those the kernel hashes
     /// to it.
     ///

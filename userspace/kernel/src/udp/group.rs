@@ -1,6 +1,8 @@
 //! Sockets for several threads on one port: `SO_REUSEPORT`, `net/core/sock_reuseport.c`.
 
-use super::{UdpError, UdpOptions, UdpSocket, UdpSockets};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use super::{Family, UdpError, UdpOptions, UdpSocket, UdpSockets};
 
 /// One pair of sockets per receiving thread, all on one port.
 ///
@@ -41,6 +43,45 @@ impl UdpGroup {
             first,
             others: others.into(),
         })
+    }
+
+    /// Takes over the sockets of a group that another process had, in the order of
+    /// [`descriptors`](Self::descriptors); `None` if there are none. What waits in them is kept.
+    ///
+    /// # Errors
+    /// See [`UdpError`].
+    pub fn inherited(
+        descriptors: Vec<OwnedFd>,
+        options: &UdpOptions,
+    ) -> Result<Option<Self>, UdpError> {
+        let mut members: Vec<UdpSockets> = Vec::new();
+        for descriptor in descriptors {
+            let socket = UdpSocket::inherited(descriptor, options)
+                .map_err(|error| UdpError::new("take over a UDP socket", error))?;
+            match (socket.family(), members.last_mut()) {
+                // A member's IPv4 socket comes first, if it has one.
+                (Family::V6, Some(member)) if member.v6.is_none() => member.v6 = Some(socket),
+                (Family::V6, _) => members.push(UdpSockets {
+                    v4: None,
+                    v6: Some(socket),
+                }),
+                (Family::V4, _) => members.push(UdpSockets {
+                    v4: Some(socket),
+                    v6: None,
+                }),
+            }
+        }
+        let mut members = members.into_iter();
+        Ok(members.next().map(|first| Self {
+            first,
+            others: members.collect(),
+        }))
+    }
+
+    /// All sockets, to be passed to another process.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let members = std::iter::once(&self.first).chain(&self.others);
+        members.flat_map(UdpSockets::iter).map(UdpSocket::as_fd)
     }
 
     /// The sockets of thread `index`; those of the first for a thread that has none of its own.
@@ -104,6 +145,44 @@ mod tests {
                 assert!(matches!(error, UdpError::PortInUse { .. }), "{error:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_group_goes_on_in_other_hands_with_what_waits_in_it() {
+        let options = UdpOptions::default();
+        for count in [1, 3] {
+            let group = UdpGroup::bind(0, &options, count).unwrap();
+            let sender = StdSocket::bind("127.0.0.1:0").unwrap();
+            sender
+                .send_to(b"early", ("127.0.0.1", group.port()))
+                .unwrap();
+            let copies = group.descriptors().map(|fd| fd.try_clone_to_owned());
+            let copies: Vec<OwnedFd> = copies.collect::<Result<_, _>>().unwrap();
+            let before: Vec<_> = (0..count)
+                .map(|at| group.member(at).iter().count())
+                .collect();
+            let other = UdpOptions {
+                gro: false,
+                ..options
+            };
+            let heir = UdpGroup::inherited(copies, &other).unwrap().unwrap();
+            assert_eq!(heir.port(), group.port());
+            drop(group);
+            let after: Vec<_> = (0..count)
+                .map(|at| heir.member(at).iter().count())
+                .collect();
+            assert_eq!(before, after);
+            let mut batch = RecvBatch::new(1);
+            let received = (0..count).any(|at| {
+                let socket = heir.member(at).v4.as_ref().unwrap();
+                assert!(!socket.gro());
+                batch.recv(socket).is_ok()
+            });
+            assert!(received);
+        }
+        assert!(UdpGroup::inherited(Vec::new(), &options).unwrap().is_none());
+        let (pipe, _) = std::io::pipe().unwrap();
+        assert!(UdpGroup::inherited(vec![pipe.into()], &options).is_err());
     }
 
     #[test]

@@ -41,6 +41,16 @@ impl UdpSocket {
         Self::open(family, port, options, false)
     }
 
+    /// Takes over a bound socket that another process had.
+    pub(super) fn inherited(fd: OwnedFd, options: &UdpOptions) -> io::Result<Self> {
+        let family = match socket::option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN)? {
+            libc::AF_INET => Family::V4,
+            libc::AF_INET6 => Family::V6,
+            _ => return Err(crate::sys::invalid("not a socket of IPv4 or IPv6")),
+        };
+        Self::set_up(fd, family, 0, options, None)
+    }
+
     /// Lets [`join`](Self::join) open further sockets on the same port. Only once it is bound: a
     /// socket that is willing to share from the start would share with any other process of the
     /// same user, and never learn that the port is in use.
@@ -60,6 +70,20 @@ impl UdpSocket {
             Family::V6 => (libc::AF_INET6, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
         };
         let fd = socket::socket(domain, libc::SOCK_DGRAM, libc::IPPROTO_UDP)?;
+        if join {
+            socket::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+        }
+        Self::set_up(fd, family, port, options, Some(any))
+    }
+
+    /// Sets all options, and binds the socket to `address` unless it is bound.
+    fn set_up(
+        fd: OwnedFd,
+        family: Family,
+        port: u16,
+        options: &UdpOptions,
+        address: Option<IpAddr>,
+    ) -> io::Result<Self> {
         let set = |level, name, value| socket::set_option(fd.as_fd(), level, name, value);
         match family {
             // Where they are refused, answers leave from the address that the kernel chooses, and no
@@ -69,12 +93,14 @@ impl UdpSocket {
                 let _ = set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1);
             }
             Family::V6 => {
-                set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+                if address.is_some() {
+                    set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+                }
                 let _ = set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1);
                 let _ = set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1);
             }
         }
-        let probes = family == Family::V4 && allow_fragments(&fd);
+        let probes = family == Family::V4 && allow_fragments(&fd, address.is_none());
         set_buffer(
             &fd,
             libc::SO_RCVBUFFORCE,
@@ -90,18 +116,17 @@ impl UdpSocket {
         if options.fwmark != 0 {
             set_mark(&fd, options.fwmark)?;
         }
-        if join {
-            set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
-        }
         // The answer to the setting tells; reading the option back fails before Linux 5.12.
-        let gro = options.gro && set(libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
+        let gro = set(libc::SOL_UDP, libc::UDP_GRO, options.gro.into()).is_ok() && options.gro;
         // Readable since it exists (Linux 4.18).
         let gso =
             options.gso && socket::option(fd.as_fd(), libc::SOL_UDP, libc::UDP_SEGMENT).is_ok();
-        socket::bind(
-            fd.as_fd(),
-            RawAddress::new(&SocketAddr::new(any, port)).as_bytes(),
-        )?;
+        if let Some(any) = address {
+            socket::bind(
+                fd.as_fd(),
+                RawAddress::new(&SocketAddr::new(any, port)).as_bytes(),
+            )?;
+        }
         let mut bound = RawAddress::EMPTY;
         let length = socket::local_address(fd.as_fd(), bound.room())?;
         bound.set_length(length);
@@ -227,10 +252,10 @@ fn set_discovery(fd: &OwnedFd, mode: i32) -> io::Result<()> {
 /// Leaves out "don't fragment" for IPv4, as the kernel's own WireGuard does (`df` is 0 in
 /// drivers/net/wireguard/socket.c), so that a router which drops without a word does not make a
 /// black hole. The kernel still goes by what it knows of the path. True if it would have looked for
-/// that itself.
-fn allow_fragments(fd: &OwnedFd) -> bool {
+/// that itself; of a socket that was set up before, that is not to be seen any more.
+fn allow_fragments(fd: &OwnedFd, set_up_before: bool) -> bool {
     let mode = socket::option(fd.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER);
-    let wanted = mode.is_ok_and(|mode| mode == libc::IP_PMTUDISC_WANT);
+    let wanted = set_up_before || mode.is_ok_and(|mode| mode == libc::IP_PMTUDISC_WANT);
     set_discovery(fd, libc::IP_PMTUDISC_DONT).is_ok() && wanted
 }
 

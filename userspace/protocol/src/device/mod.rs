@@ -2,11 +2,13 @@
 //! together (kernel, `device.c`, `send.c`, `receive.c`).
 //!
 //! One thread owns it. Files by subject: `config` (what `wg set` changes), `handshake` (messages 1
-//! to 3), `data` (message 4, for use without data threads), `schedule` (timers), `output`.
+//! to 3), `data` (message 4, for use without data threads), `schedule` (timers), `history` (what the
+//! next daemon goes on with), `output`.
 
 mod config;
 mod data;
 mod handshake;
+mod history;
 mod output;
 mod schedule;
 
@@ -34,6 +36,7 @@ use crate::transport::{PortableKey, TransportKey};
 
 pub use config::{AddPeerError, PeerInfo};
 pub use data::SendError;
+pub use history::PeerHistory;
 pub use output::{Counters, Event, Output};
 
 /// Which peer owns which inner address, for the data path.
