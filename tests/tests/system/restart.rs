@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -74,9 +75,12 @@ fn serving(interface: &str) -> Result<u32> {
     Ok(pid.context("no pid")?.1.parse()?)
 }
 
+/// In the network namespace only: `ip netns exec` gives each command mounts of its own, and so its own pins.
 fn adit(namespace: &Namespace, arguments: &[&str]) -> Result<Output> {
-    let mut command = namespace.command(Implementation::Adit.program()?);
-    output(command.args(arguments).env("LOG_LEVEL", "debug"))
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/{}", namespace.name()));
+    command.arg(Implementation::Adit.program()?).args(arguments);
+    output(command.env("LOG_LEVEL", "debug"))
 }
 
 /// `adit restart`, which must succeed; the new process. The old one has ended.
@@ -138,8 +142,7 @@ fn stream(
 ) -> Result<()> {
     let listener = to.enter(|| std::net::TcpListener::bind((address, 0)))??;
     let target = listener.local_addr()?;
-    let mut client =
-        from.enter(|| std::net::TcpStream::connect_timeout(&target, PATIENCE))??;
+    let mut client = from.enter(|| std::net::TcpStream::connect_timeout(&target, PATIENCE))??;
     let (mut server, _) = listener.accept()?;
     for end in [&client, &server] {
         end.set_read_timeout(Some(PATIENCE))?;
@@ -173,7 +176,7 @@ fn under_traffic<T>(
 ) -> Result<T> {
     let (left, right) = (&pair.left, &pair.right);
     let counts = [AtomicUsize::new(0), AtomicUsize::new(0)];
-    let stop = AtomicBool::new(false);
+    let (stop, counts) = (&AtomicBool::new(false), &counts);
     let ways = [
         (&left.namespace, &right.namespace, right.inner(Family::V4)),
         (&right.namespace, &left.namespace, left.inner(Family::V4)),
@@ -181,8 +184,8 @@ fn under_traffic<T>(
     thread::scope(|scope| {
         let threads: Vec<_> = ways
             .into_iter()
-            .zip(&counts)
-            .map(|(way, count)| scope.spawn(|| stream(way, count, &stop)))
+            .zip(counts)
+            .map(|(way, count)| scope.spawn(move || stream(way, count, stop)))
             .collect();
         let go_on = || -> Result<()> {
             let before = counts.each_ref().map(|count| count.load(Ordering::Relaxed));
@@ -297,7 +300,13 @@ fn wireguard_go_goes_on_at_once() -> Result<()> {
 #[test]
 fn options_are_kept_unless_others_are_given() -> Result<()> {
     let manager = Manager::new()?;
-    let options = ["--no-gro", "--helpers", "off", "--metrics", "127.0.0.1:9586"];
+    let options = [
+        "--no-gro",
+        "--helpers",
+        "off",
+        "--metrics",
+        "127.0.0.1:9586",
+    ];
     let pair = pair(&manager, Implementation::Adit, &options)?;
     let (namespace, interface) = (&pair.left.namespace, pair.left.interface());
     let told = || -> Result<BTreeSet<String>> {
@@ -316,9 +325,16 @@ fn options_are_kept_unless_others_are_given() -> Result<()> {
     ensure!(without_level(told()?) == without_level(before.clone()));
     ensure!(listens_on_tcp(pid, 9586));
 
-    let pid = restart(namespace, interface, &["--helpers", "always", "--metrics", "127.0.0.1:9587"])?;
+    let pid = restart(
+        namespace,
+        interface,
+        &["--helpers", "always", "--metrics", "127.0.0.1:9587"],
+    )?;
     let after = told()?;
-    ensure!(after.contains("ADIT_NO_GRO=true") && after.contains("ADIT_HELPERS=always"), "{after:?}");
+    ensure!(
+        after.contains("ADIT_NO_GRO=true") && after.contains("ADIT_HELPERS=always"),
+        "{after:?}"
+    );
     ensure!(listens_on_tcp(pid, 9587) && !listens_on_tcp(pid, 9586));
     ping_all(namespace, pair.right.inner(Family::V4), 3, 56)
 }
@@ -349,7 +365,10 @@ fn a_restart_that_fails_changes_nothing() -> Result<()> {
         }
         Ok(())
     })?;
-    ensure!(left.peer(right)?.latest_handshake == handshake, "another session");
+    ensure!(
+        left.peer(right)?.latest_handshake == handshake,
+        "another session"
+    );
     ensure!(host(namespace)? == before, "something has changed");
     ensure!(!manager.told().iter().any(|told| told.contains("MAINPID")));
     // And then one that does not.
@@ -396,7 +415,10 @@ fn a_silent_heir_is_given_up() -> Result<()> {
         ensure!(said == "errno=0\n\nerrno=-110\n\n", "{said}");
         go_on()
     })?;
-    ensure!(left.peer(right)?.latest_handshake == handshake, "another session");
+    ensure!(
+        left.peer(right)?.latest_handshake == handshake,
+        "another session"
+    );
     let told = manager.told();
     ensure!(told.iter().any(|told| told == "WATCHDOG=1"), "{told:?}");
     left.wg_set("fwmark 7")
@@ -422,15 +444,19 @@ fn restarts_leave_nothing_behind() -> Result<()> {
         for round in 0..20 {
             let pid = restart(namespace, interface, &[])?;
             go_on().with_context(|| format!("round {round}"))?;
-            wait_until("as much as at first", PATIENCE, || state(pid).is_ok_and(|now| now == usual))
-                .with_context(|| format!("round {round}: {:?} and {usual:?}", state(pid)))?;
+            wait_until("as much as at first", PATIENCE, || {
+                state(pid).is_ok_and(|now| now == usual)
+            })
+            .with_context(|| format!("round {round}: {:?} and {usual:?}", state(pid)))?;
             ensure!(daemons(namespace) == [pid], "round {round}");
         }
         Ok(())
     })?;
     ensure!(host(namespace)? == before, "something has changed");
     namespace.ip(&format!("link delete {interface}"))?;
-    wait_until("the daemon ends", PATIENCE, || daemons(namespace).is_empty())?;
+    wait_until("the daemon ends", PATIENCE, || {
+        daemons(namespace).is_empty()
+    })?;
     ensure!(!uapi::socket_path(interface).exists());
     ensure!(!Path::new("/sys/fs/bpf/adit").join(interface).exists());
     Ok(())
@@ -459,13 +485,21 @@ fn tunnels_from_files_go_on() -> Result<()> {
             run(command.arg(action).arg(&config))
         };
         quick("up").with_context(|| by.to_owned())?;
-        let before = (host(&namespace)?, wg(&namespace, &format!("showconf {interface}"))?);
+        let before = (
+            host(&namespace)?,
+            wg(&namespace, &format!("showconf {interface}"))?,
+        );
         let pid = restart(&namespace, &interface, &[])?;
-        let after = (host(&namespace)?, wg(&namespace, &format!("showconf {interface}"))?);
+        let after = (
+            host(&namespace)?,
+            wg(&namespace, &format!("showconf {interface}"))?,
+        );
         ensure!(before == after, "{by}: something has changed: {after:?}");
         ensure!(daemons(&namespace) == [pid]);
         quick("down").with_context(|| by.to_owned())?;
-        wait_until("the daemon ends", PATIENCE, || daemons(&namespace).is_empty())?;
+        wait_until("the daemon ends", PATIENCE, || {
+            daemons(&namespace).is_empty()
+        })?;
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ fn written(command: &str) -> Option<&'static str> {
         "genpsk" => include_str!("../pages/genpsk.man"),
         "pubkey" => include_str!("../pages/pubkey.man"),
         "reresolve" => include_str!("../pages/reresolve.man"),
+        "restart" => include_str!("../pages/restart.man"),
         "set" => include_str!("../pages/set.man"),
         "show" => include_str!("../pages/show.man"),
         "sync" => include_str!("../pages/sync.man"),
