@@ -108,9 +108,16 @@ fn failed_restart(namespace: &Namespace, interface: &str, options: &[&str]) -> R
 /// What a restart must not change: interfaces with their indices and queues, addresses, routes, rules.
 fn host(namespace: &Namespace) -> Result<String> {
     let ip = |line: &str| namespace.run(&format!("ip {line}"));
-    // With a peer's address there may be a neighbour more or less; those are not listed.
+    // The number of an attached program is no property of the interface.
+    let links = ip("-oneline link show")?;
+    let links = links.lines().map(|line| {
+        let words = line.split_whitespace();
+        let words = words.take_while(|word| !word.contains('\\'));
+        let words: Vec<&str> = words.filter(|word| !word.starts_with("xdp")).collect();
+        words.join(" ") + "\n"
+    });
     Ok([
-        ip("-oneline link show")?,
+        links.collect(),
         ip("-oneline address show")?,
         ip("route show table all")?,
         ip("-6 route show table main")?,

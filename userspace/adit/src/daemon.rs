@@ -13,7 +13,7 @@ use std::sync::Arc;
 use adit_kernel::inotify::FileWatch;
 use adit_kernel::netlink::{LinkMonitor, NeighbourMonitor, RouteMonitor};
 use adit_kernel::process::{self, StandardError};
-use adit_kernel::tun::{Tun, TunOptions};
+use adit_kernel::tun::{Tun, TunOffloads, TunOptions};
 use adit_kernel::udp::{UdpGroup, UdpOptions};
 use adit_packet::aead::Backend;
 use adit_protocol::Device;
@@ -37,7 +37,7 @@ use crate::steering::options::XdpTransmit;
 use crate::steering::{self, Steerer};
 use crate::uapi::server;
 use crate::uapi::socket::ConfigurationSocket;
-use crate::{logging, metrics};
+use crate::{error_chain, logging, metrics};
 
 /// Tells the daemon's process where to say that it is ready.
 pub(crate) const READY_FD: &str = "ADIT_READY_FD";
@@ -224,6 +224,12 @@ fn serve(options: &Options, heritage: Option<(Inheritance, StandardError)>) -> R
         .transpose()?;
     let (predecessor, predecessor_pid) = former.unzip();
     control.pin(&interface, predecessor_pid);
+    if !options.tun_offload {
+        for tun in shared.tun_queues() {
+            // Without offloads there is nothing to switch off.
+            let _ = tun.set_offloads(TunOffloads::NONE);
+        }
+    }
     let _limits = sandbox.enter(&control.needs(
         start.socket.path(),
         metrics.as_ref().and_then(metrics::Listener::path),
@@ -242,12 +248,12 @@ fn serve(options: &Options, heritage: Option<(Inheritance, StandardError)>) -> R
     let ending = LocalSet::new().block_on(&runtime, async {
         let (watcher, happenings) = Watcher::start(Arc::clone(&shared), sources)?;
         let (heir, heirs) = mpsc::channel(1);
-        let serve = |socket: &ConfigurationSocket| -> Result<JoinHandle<()>> {
-            let listener = tokio::net::UnixListener::from_std(socket.listener()?)?;
-            let serve = server::serve(listener, Rc::clone(&control), heir.clone());
-            Ok(tokio::task::spawn_local(serve))
+        let listener = Rc::new(tokio::net::UnixListener::from_std(socket.listener()?)?);
+        let serve = || -> JoinHandle<()> {
+            let (listener, control) = (Rc::clone(&listener), Rc::clone(&control));
+            tokio::task::spawn_local(server::serve(listener, control, heir.clone()))
         };
-        let mut server = serve(socket)?;
+        let mut server = serve();
         if let Some(listener) = metrics.take() {
             let (control, interface) = (Rc::clone(&control), interface.clone());
             let peers = options.metrics.metrics_peers;
@@ -297,7 +303,7 @@ fn serve(options: &Options, heritage: Option<(Inheritance, StandardError)>) -> R
                 if give::hand_over(&control, &belongings, &mut heir).await {
                     return Ok((Ending::HandedOver, Some(heir)));
                 }
-                server = serve(socket)?;
+                server = serve();
             }
         };
         let (ending, heir) = tokio::select! {
@@ -399,7 +405,8 @@ impl Start {
 
     /// From what another daemon has, which still may go on with it.
     fn inherited(options: &Options, heritage: Inheritance, log: StandardError) -> Result<Self> {
-        let mut tuns = Tun::from_queues(heritage.tun, &tun_options(options))
+        // Offloads that are not wanted any more are given up when the device is ours.
+        let mut tuns = Tun::from_queues(heritage.tun, &TunOptions::default())
             .context("cannot take the device over")?;
         let queues = tuns.len();
         if let Some(wanted) = options.queues.filter(|&wanted| wanted != queues) {
@@ -456,14 +463,19 @@ impl Start {
 }
 
 impl Former {
-    /// Takes the tunnel over.
+    /// Takes the tunnel over. What it shares with the other daemon, which may go on if this fails, is changed last.
     fn take(self, control: &mut Control, options: &UdpOptions) -> Result<(Predecessor, u32)> {
-        let sockets =
-            UdpGroup::inherited(self.udp, options).context("cannot take the UDP sockets over")?;
-        control.inherit(&self.configuration, sockets)?;
+        control.inherit(&self.configuration)?;
         let mut predecessor = self.stream;
         predecessor.take()?;
         self.log.keep();
+        match UdpGroup::inherited(self.udp, options) {
+            Ok(sockets) => control.inherit_sockets(sockets),
+            Err(error) => {
+                let error = error_chain(&error);
+                tracing::warn!(error, "the UDP sockets are opened anew");
+            }
+        }
         if let Some((address, socket)) = self.metrics
             && let Ok(address) = address.parse()
         {

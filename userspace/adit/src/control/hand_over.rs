@@ -122,16 +122,12 @@ impl Control {
         text
     }
 
-    /// Takes over what [`describe_estate`](Self::describe_estate) has written, and the sockets that go with it. Lines that
+    /// Takes over what [`describe_estate`](Self::describe_estate) has written. Lines that
     /// begin with `adit_` and are of later versions are passed over.
     ///
     /// # Errors
     /// A line that makes no sense, or a setting that the system refuses.
-    pub(crate) fn inherit(
-        &mut self,
-        configuration: &[u8],
-        sockets: Option<UdpGroup>,
-    ) -> Result<()> {
+    pub(crate) fn inherit(&mut self, configuration: &[u8]) -> Result<()> {
         let text = std::str::from_utf8(configuration).context("the configuration is not text")?;
         let mut parser = Parser::default();
         let mut settings = Vec::new();
@@ -168,9 +164,13 @@ impl Control {
                 self.device.restore(peer, history);
             }
         }
-        self.inherited = sockets.map(Arc::new);
         self.settle();
         Ok(())
+    }
+
+    /// Takes over open sockets, for when the interface is seen to be up.
+    pub(crate) fn inherit_sockets(&mut self, sockets: Option<UdpGroup>) {
+        self.inherited = sockets.map(Arc::new);
     }
 }
 

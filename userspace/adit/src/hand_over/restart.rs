@@ -3,6 +3,7 @@
 use std::env;
 use std::fs;
 use std::io::{self, PipeReader, Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -128,17 +129,24 @@ fn start(running: &Running) -> Result<(PipeReader, Child)> {
         .context("cannot pass a descriptor to the daemon")?;
     command.env(READY_FD, number.to_string());
     process::start_in_new_session(&mut command);
-    let namespace = fs::File::open(format!("/proc/{}/ns/net", running.pid));
-    let child = match namespace {
-        Ok(namespace) => NetworkNamespace::from(std::os::fd::OwnedFd::from(namespace))
+    let child = match elsewhere(running.pid) {
+        Some(namespace) => namespace
             .run_in(|| command.spawn())
             .context("cannot enter the daemon's network namespace")?,
-        // In a container without its processes: it is ours, or the daemon could not be reached.
-        Err(_) => command.spawn(),
+        None => command.spawn(),
     };
     let child = child.context("cannot start the daemon")?;
     join_group(running.pid, child.id());
     Ok((ready, child))
+}
+
+/// The network namespace of a process, if it is another one than ours. Where its `/proc` is not to be seen it is taken to be
+/// ours.
+fn elsewhere(pid: u32) -> Option<NetworkNamespace> {
+    let theirs = fs::File::open(format!("/proc/{pid}/ns/net")).ok()?;
+    let theirs = NetworkNamespace::from(OwnedFd::from(theirs));
+    let ours = NetworkNamespace::current().ok()?;
+    (theirs.id().ok()? != ours.id().ok()?).then_some(theirs)
 }
 
 /// Puts process `pid` in the control group of `model`, or it would end with whoever is logged in here, and its service

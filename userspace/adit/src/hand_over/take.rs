@@ -162,6 +162,8 @@ impl Predecessor {
             answer == format!("{AGREED}\n\n").as_bytes(),
             "{context}: it goes on itself"
         );
+        // For `has_ended`, and before it is too late to fail: a confined thread may not change it.
+        self.0.set_nonblocking(true).context(context)?;
         self.0
             .write_all(format!("{TAKEN}\n\n").as_bytes())
             .context(context)
@@ -171,7 +173,6 @@ impl Predecessor {
     /// the tunnel is not ours.
     pub async fn has_ended(self) -> bool {
         let wait = async {
-            self.0.set_nonblocking(true)?;
             tokio::net::UnixStream::from_std(self.0)?
                 .read(&mut [0])
                 .await

@@ -51,7 +51,7 @@ thread_local! {
 /// Accepts connections until the task is dropped; those there are live on. Clients that want to have the device handed over
 /// to them ([`crate::hand_over`]) are passed on.
 pub async fn serve<D: Configurable + 'static>(
-    listener: UnixListener,
+    listener: Rc<UnixListener>,
     device: Rc<RefCell<D>>,
     heirs: mpsc::Sender<UnixStream>,
 ) {
@@ -408,7 +408,7 @@ mod tests {
             .unwrap();
         let started = Instant::now();
         tokio::task::LocalSet::new().block_on(&runtime, async {
-            let listener = UnixListener::bind(&path).unwrap();
+            let listener = Rc::new(UnixListener::bind(&path).unwrap());
             let device = Rc::new(RefCell::new(Recorder::default()));
             let (heirs, _waiting) = mpsc::channel(1);
             tokio::task::spawn_local(serve(listener, device, heirs));

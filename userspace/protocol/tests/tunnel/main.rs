@@ -11,6 +11,7 @@ mod data;
 mod garbage;
 mod handshakes;
 mod lifetime;
+mod restart;
 mod roaming;
 mod sessions;
 mod shared;
