@@ -165,7 +165,7 @@ fn serve(options: &Options, heritage: Option<(Inheritance, StandardError)>) -> R
         let _context = runtime.enter();
         Signals::new()?
     };
-    let mut start = match heritage {
+    let start = match heritage {
         Some((heritage, log)) => Start::inherited(options, heritage, log)?,
         None => Start::fresh(options)?,
     };
@@ -223,6 +223,10 @@ fn serve(options: &Options, heritage: Option<(Inheritance, StandardError)>) -> R
         .map(|former| former.take(&mut control, &udp_options))
         .transpose()?;
     let (predecessor, predecessor_pid) = former.unzip();
+    start.socket.claim();
+    if let Some(estate) = &metrics_estate {
+        estate.claim();
+    }
     control.pin(&interface, predecessor_pid);
     if !options.tun_offload {
         for tun in shared.tun_queues() {
@@ -244,7 +248,7 @@ fn serve(options: &Options, heritage: Option<(Inheritance, StandardError)>) -> R
         "tunnel device ready"
     );
 
-    let socket = &mut start.socket;
+    let socket = &start.socket;
     let ending = LocalSet::new().block_on(&runtime, async {
         let (watcher, happenings) = Watcher::start(Arc::clone(&shared), sources)?;
         let (heir, heirs) = mpsc::channel(1);
@@ -320,6 +324,8 @@ fn serve(options: &Options, heritage: Option<(Inheritance, StandardError)>) -> R
             }
             _ => control.borrow().report_stopping(),
         }
+        // The watcher may wait for room in the queue that nobody reads any more.
+        drop(news);
         drop(watcher);
         anyhow::Ok((ending, heir))
     });
@@ -426,8 +432,11 @@ impl Start {
                 })
             }
         };
+        let socket = ConfigurationSocket::inherited(heritage.listener, &heritage.interface);
+        // If this fails the other daemon goes on to serve it.
+        socket.leave();
         Ok(Self {
-            socket: ConfigurationSocket::inherited(heritage.listener, &heritage.interface),
+            socket,
             made_socket: false,
             interface: heritage.interface,
             tun,
@@ -480,7 +489,11 @@ impl Former {
             && let Ok(address) = address.parse()
         {
             // Removes its file.
-            drop(metrics::Listener::inherited(&address, socket));
+            if let Ok(listener) = metrics::Listener::inherited(&address, socket)
+                && let Ok(estate) = listener.estate()
+            {
+                estate.claim();
+            }
         }
         Ok((predecessor, self.pid))
     }

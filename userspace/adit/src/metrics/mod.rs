@@ -129,7 +129,8 @@ impl Listener {
         }
     }
 
-    /// Takes over the socket that another process listens on at `address`.
+    /// Takes over the socket that another process listens on at `address`. The file of a Unix socket stays the other's until
+    /// it is [claimed](Estate::claim).
     ///
     /// # Errors
     /// When `/proc` is not mounted.
@@ -139,11 +140,13 @@ impl Listener {
             Address::Tcp(_) => (Socket::Tcp(socket.into()), None),
             Address::Unix(path) => (Socket::Unix(socket.into()), Some(SocketFile::at(path))),
         };
-        Ok(Self {
+        let inherited = Self {
             socket,
             file,
             process,
-        })
+        };
+        inherited.estate()?.leave();
+        Ok(inherited)
     }
 
     /// What another process needs to take this listener over.
@@ -180,6 +183,13 @@ impl Estate {
     pub fn leave(&self) {
         if let Some(left) = &self.file_left {
             left.set(true);
+        }
+    }
+
+    /// Takes the file of a Unix socket over from a process that has left it.
+    pub fn claim(&self) {
+        if let Some(left) = &self.file_left {
+            left.set(false);
         }
     }
 }

@@ -59,9 +59,14 @@ impl ConfigurationSocket {
         self.listener.try_clone()
     }
 
-    /// Leaves the file to the process that serves the socket from now on.
+    /// Leaves the file to another process, which serves the socket, or does so again.
     pub fn leave(&self) {
         self.file.left().set(true);
+    }
+
+    /// Takes the file over from a process that has left it.
+    pub fn claim(&self) {
+        self.file.left().set(false);
     }
 
     /// Whether the file is still there and still this socket's.
