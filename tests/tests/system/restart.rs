@@ -1,6 +1,7 @@
 //! One daemon in the place of another: the tunnel stays, and a restart that fails changes nothing.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
@@ -22,6 +23,8 @@ use adit_tests::wait::wait_until;
 use adit_tests::wg::{KeyPair, wg};
 use adit_tests::{Daemon, Implementation, Namespace, name, uapi};
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 
 use crate::xdp::{NATIVE, Traffic, connect, wait_steering};
 
@@ -76,11 +79,16 @@ fn serving(interface: &str) -> Result<u32> {
 }
 
 /// In the network namespace only: `ip netns exec` gives each command mounts of its own, and so its own pins.
-fn adit(namespace: &Namespace, arguments: &[&str]) -> Result<Output> {
+fn command(program: impl AsRef<OsStr>, namespace: &Namespace) -> Command {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net=/run/netns/{}", namespace.name()));
-    command.arg(Implementation::Adit.program()?).args(arguments);
-    output(command.env("LOG_LEVEL", "debug"))
+    command.arg(program);
+    command
+}
+
+fn adit(namespace: &Namespace, arguments: &[&str]) -> Result<Output> {
+    let mut command = command(Implementation::Adit.program()?, namespace);
+    output(command.args(arguments).env("LOG_LEVEL", "debug"))
 }
 
 /// `adit restart`, which must succeed; the new process. The old one has ended.
@@ -91,6 +99,8 @@ fn restart(namespace: &Namespace, interface: &str, options: &[&str]) -> Result<u
     ensure!(restarted.status.success(), "{}", restarted.stderr);
     let after = serving(interface)?;
     ensure!(after != before, "still process {before}");
+    let listener = getsockopt(&uapi::connect(interface)?, PeerCredentials)?;
+    ensure!(listener.pid().unsigned_abs() == after, "{listener:?}");
     wait_until("the old daemon has ended", PATIENCE, || !alive(before))?;
     Ok(after)
 }
@@ -350,7 +360,10 @@ fn options_are_kept_unless_others_are_given() -> Result<()> {
 #[test]
 fn a_restart_that_fails_changes_nothing() -> Result<()> {
     let manager = Manager::new()?;
-    let pair = pair(&manager, Implementation::Adit, &["--queues", "2"])?;
+    let metrics = manager.directory.path().join("metrics");
+    let address = format!("unix:{}", metrics.display());
+    let options = ["--queues", "2", "--metrics", &address];
+    let pair = pair(&manager, Implementation::Adit, &options)?;
     let (left, right) = (&pair.left, &pair.right);
     let (namespace, interface) = (&left.namespace, left.interface());
     let taken = namespace.enter(|| std::net::TcpListener::bind("127.0.0.1:0"))??;
@@ -365,6 +378,16 @@ fn a_restart_that_fails_changes_nothing() -> Result<()> {
         let said = failed_restart(namespace, interface, &words)?;
         ensure!(said.contains("nowhere"), "{said}");
         go_on()?;
+        // Out of descriptors, as they arrive and later.
+        for limit in ["12", "20"] {
+            let before = serving(interface)?;
+            let mut command = command("prlimit", namespace);
+            command.arg(format!("--nofile={limit}"));
+            command.arg(Implementation::Adit.program()?);
+            let restarted = output(command.args(["restart", interface]))?;
+            ensure!(!restarted.status.success() && serving(interface)? == before);
+            go_on().with_context(|| restarted.stderr)?;
+        }
         // As if killed, at each step.
         for steps in [&["1"][..], &["1", "ready"], &["1", "nonsense"]] {
             drop(heir(interface, steps)?);
@@ -377,12 +400,24 @@ fn a_restart_that_fails_changes_nothing() -> Result<()> {
         "another session"
     );
     ensure!(host(namespace)? == before, "something has changed");
+    ensure!(
+        UnixStream::connect(&metrics).is_ok(),
+        "nobody answers for metrics"
+    );
     ensure!(!manager.told().iter().any(|told| told.contains("MAINPID")));
     // And then one that does not.
     under_traffic(&pair, |go_on| {
         restart(namespace, interface, &[])?;
         go_on()
-    })
+    })?;
+    ensure!(
+        UnixStream::connect(&metrics).is_ok(),
+        "nobody answers for metrics"
+    );
+    // What is not wanted any more goes.
+    restart(namespace, interface, &["--metrics", "127.0.0.1:9588"])?;
+    ensure!(!metrics.exists(), "the old socket is still there");
+    Ok(())
 }
 
 /// Asks for the device and goes so many steps; each but the last is answered.

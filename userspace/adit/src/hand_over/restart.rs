@@ -11,6 +11,8 @@ use std::time::Duration;
 use adit_kernel::netns::NetworkNamespace;
 use adit_kernel::process;
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 
 use crate::daemon::READY_FD;
 use crate::quick::client;
@@ -23,6 +25,7 @@ const LONGEST_ANSWER: u64 = 1 << 16;
 /// What a running daemon says of itself.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Running {
+    /// Its process id.
     pid: u32,
     /// Whoever started it waits for its end.
     foreground: bool,
@@ -81,6 +84,8 @@ pub fn run(interface: &str) -> Result<()> {
 fn ask(interface: &str) -> Result<Running> {
     let mut stream = client::connect(interface)?;
     stream.set_read_timeout(Some(PATIENCE))?;
+    // By its number here, which is another one than its own where it is in a container.
+    let listener = getsockopt(&stream, PeerCredentials).map_or(0, |peer| peer.pid());
     let mut answer = String::new();
     let talk = stream
         .write_all(b"hand_over=options\n\n")
@@ -93,9 +98,15 @@ fn ask(interface: &str) -> Result<Running> {
         // One that does not know the question may close the connection as it likes.
         _ => {}
     }
-    Running::parse(&answer).context(
+    let mut running = Running::parse(&answer).context(
         "the daemon cannot hand over: it is not adit, or a version without `adit restart`; take the tunnel down and up",
-    )
+    )?;
+    ensure!(
+        listener > 0,
+        "the daemon is in a container that cannot be seen into from here: restart it there"
+    );
+    running.pid = listener.unsigned_abs();
+    Ok(running)
 }
 
 fn parent(pid: u32) -> Option<u32> {

@@ -7,6 +7,8 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use nix::sys::socket::Backlog;
+
 use crate::unix_socket::{SocketError, SocketFile, listen};
 
 /// Where `wg(8)` looks for userspace implementations.
@@ -64,9 +66,12 @@ impl ConfigurationSocket {
         self.file.left().set(true);
     }
 
-    /// Takes the file over from a process that has left it.
+    /// Takes socket and file over from a process that has left them.
     pub fn claim(&self) {
         self.file.left().set(false);
+        // Has the kernel name this process to those who ask who listens (unix_listen(), net/unix/af_unix.c). Nothing but
+        // messages depends on it.
+        let _ = nix::sys::socket::listen(&self.listener, Backlog::MAXALLOWABLE);
     }
 
     /// Whether the file is still there and still this socket's.
