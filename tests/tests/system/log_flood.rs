@@ -67,7 +67,10 @@ fn lines_for_each_packet_are_limited() -> Result<()> {
     let said = lines(&pair) - before;
     // Some ten places have something to say, each a hundred times and then ten times a second.
     let limit = 10 * (100 + 10 * usize::try_from(start.elapsed().as_secs() + 1)?);
-    ensure!(said < limit && limit as u64 * 4 < frames, "{said} lines for {frames} frames");
+    ensure!(
+        said < limit && limit as u64 * 4 < frames,
+        "{said} lines for {frames} frames"
+    );
     let omitted = uapi::number(pair.right.interface(), "adit_log_lines_omitted")?;
     ensure!(omitted > 0, "nothing was left out");
     pair.check_running()

@@ -11,6 +11,10 @@ use crate::sys::{check_length, invalid, socket};
 pub const MOST: usize = 64;
 
 /// Bytes of a control buffer that holds one message with [`MOST`] files.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a constant far below the limit"
+)]
 const CONTROL: usize = {
     // SAFETY: pure arithmetic.
     let space = unsafe { libc::CMSG_SPACE((MOST * size_of::<RawFd>()) as u32) };
