@@ -201,6 +201,8 @@ fn receive(socket: &UdpSocket, done: &AtomicBool) -> Result<Delivery> {
                     break;
                 }
             }
+            // With a timeout set, a process that was frozen and thawed is told so.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
         }
     }
