@@ -1,5 +1,6 @@
-//! What a flood of junk costs a tunnel: its throughput under junk for its own port, beside the same frames for a port that
-//! is closed, over AF_XDP and over the UDP socket. Needs root.
+//! What a flood costs a tunnel: its throughput under frames for its own port, beside the same frames for a port that is
+//! closed, over AF_XDP and over the UDP socket. The frames are junk, or strangers' initiations with a right first MAC.
+//! Needs root.
 //!
 //! `cargo bench -p adit-tests --bench flood [-- SECONDS [ROUNDS]]`. The sender of the flood has a thread of its own and
 //! sends as fast as it can in both cases, so that the ratio tells what the receiving host does with the frames.
@@ -12,14 +13,19 @@ use std::time::{Duration, Instant};
 
 use adit_tests::daemon::{Options, hide_logs};
 use adit_tests::flood::{Flood, Junk, SOURCES};
+use adit_tests::initiators::Initiators;
 use adit_tests::iperf::{Amount, Run};
 use adit_tests::tunnel::{Family, PORT, Pair, PairOptions, WAN};
-use adit_tests::uapi;
 use adit_tests::wait::wait_until;
+use adit_tests::{Namespace, uapi};
 use anyhow::{Context as _, Result};
+use base64::Engine as _;
 
 /// Nobody listens there.
 const CLOSED: u16 = PORT + 1;
+
+/// Strangers whose initiations are sent.
+const STRANGERS: u16 = 20;
 
 /// What the tunnel's throughput was, and that of the flood beside it.
 #[derive(Debug, Clone, Copy)]
@@ -35,30 +41,50 @@ fn main() -> Result<()> {
     let seconds = numbers.next().unwrap_or(4);
     let rounds = numbers.next().unwrap_or(3);
     hide_logs();
-    println!("path    port    tunnel Gbit/s   flood frames/s");
+    println!("path    frames       port    tunnel Gbit/s   flood frames/s");
     for path in ["xdp", "socket"] {
         let pair = pair(path)?;
-        let mut samples = [const { Vec::new() }; 2];
-        for _ in 0..rounds {
-            for (samples, (name, port)) in
-                samples.iter_mut().zip([("closed", CLOSED), ("ours", PORT)])
-            {
-                let sample = sample(&pair, port, seconds)?;
-                println!(
-                    "{path:7} {name:7} {:13.3} {:16.0}",
-                    sample.bits_per_second / 1e9,
-                    sample.frames_per_second
-                );
-                samples.push(sample.bits_per_second);
+        let kinds = [
+            ("junk", Junk::ALL.map(Junk::payload).into()),
+            ("initiations", initiations(&pair)?),
+        ];
+        for (kind, payloads) in kinds {
+            let mut samples = [const { Vec::new() }; 2];
+            for _ in 0..rounds {
+                for (samples, (name, port)) in
+                    samples.iter_mut().zip([("closed", CLOSED), ("ours", PORT)])
+                {
+                    let sample = sample(&pair, port, &payloads, seconds)?;
+                    println!(
+                        "{path:7} {kind:12} {name:7} {:13.3} {:16.0}",
+                        sample.bits_per_second / 1e9,
+                        sample.frames_per_second
+                    );
+                    samples.push(sample.bits_per_second);
+                }
             }
+            let [closed, ours] = samples.map(median);
+            println!(
+                "{path:7} {kind:12} for our port / beside a closed one: {:.2}",
+                ours / closed
+            );
         }
-        let [closed, ours] = samples.map(median);
-        println!(
-            "{path:7} under junk / beside a closed port: {:.2}",
-            ours / closed
-        );
     }
     Ok(())
+}
+
+/// Initiations of strangers for the right site.
+fn initiations(pair: &Pair) -> Result<Vec<Vec<u8>>> {
+    let key = base64::engine::general_purpose::STANDARD.decode(&pair.right.keys.public)?;
+    let key = *key.first_chunk().context("a key of 32 bytes")?;
+    Initiators::new(&Namespace::new()?, key, target(pair, PORT)?, STRANGERS)?.initiations()
+}
+
+fn target(pair: &Pair, port: u16) -> Result<SocketAddrV4> {
+    match pair.right.outer(Family::V4) {
+        IpAddr::V4(address) => Ok(SocketAddrV4::new(address, port)),
+        IpAddr::V6(_) => anyhow::bail!("no IPv4 address"),
+    }
 }
 
 fn median(mut samples: Vec<f64>) -> f64 {
@@ -87,12 +113,9 @@ fn pair(path: &str) -> Result<Pair> {
 }
 
 /// One TCP stream into the site whose `port` is flooded.
-fn sample(pair: &Pair, port: u16, seconds: u32) -> Result<Sample> {
-    let IpAddr::V4(target) = pair.right.outer(Family::V4) else {
-        anyhow::bail!("no IPv4 address");
-    };
+fn sample(pair: &Pair, port: u16, payloads: &[Vec<u8>], seconds: u32) -> Result<Sample> {
     let (left, right) = (&pair.left.namespace, &pair.right.namespace);
-    let flood = Flood::new(left, right, WAN, SocketAddrV4::new(target, port))?;
+    let flood = Flood::of(payloads, left, right, WAN, target(pair, port)?)?;
     let run = Run {
         client: left,
         server: right,
@@ -107,7 +130,7 @@ fn sample(pair: &Pair, port: u16, seconds: u32) -> Result<Sample> {
         let report = run.run();
         running.store(false, Ordering::Relaxed);
         let sent = sender.join().ok().context("the flood failed")??;
-        let frames = sent as f64 * f64::from(SOURCES) * Junk::ALL.len() as f64;
+        let frames = sent as f64 * f64::from(SOURCES) * payloads.len() as f64;
         Ok(Sample {
             bits_per_second: report?.bits_per_second,
             frames_per_second: frames / start.elapsed().as_secs_f64(),
