@@ -13,6 +13,7 @@ use adit_tests::udp_flow::{Delivery, Flow};
 use anyhow::{Context as _, Result, ensure};
 use nix::libc;
 
+use crate::xdp::{NATIVE, Traffic, wait_steering};
 use crate::xdp_flood::receive_buffer_errors;
 
 /// How a call fails: the name for messages, and the errno.
@@ -57,14 +58,19 @@ fn pair(faults: &Faults) -> Result<Pair> {
 fn now_and_then(call: Call, ways: &[Fault]) -> Result<()> {
     let faults = Faults::new(call as u64)?;
     let mut pair = pair(&faults)?;
+    each_way(&faults, &mut pair, call, ways)?;
+    unharmed(&pair)
+}
+
+fn each_way(faults: &Faults, pair: &mut Pair, call: Call, ways: &[Fault]) -> Result<()> {
     for &(name, errno) in ways {
-        let Pair { left, right } = &pair;
+        let Pair { left, right } = &*pair;
         let before = faults.count(call)?.injected;
         faults.set(call, errno, RATE)?;
         // Both at once: the flow keeps the calls coming while the streams wait for what was lost.
         let flows = std::thread::scope(|scope| -> Result<()> {
             let streams = scope.spawn(|| tcp_at_once(left, right, Family::V4, BYTES));
-            flows(&pair)?;
+            flows(pair)?;
             streams
                 .join()
                 .map_err(|_| anyhow::anyhow!("transfer panicked"))?
@@ -75,7 +81,7 @@ fn now_and_then(call: Call, ways: &[Fault]) -> Result<()> {
         ensure!(injected > 0, "{call:?}: {name} did not happen");
         pair.check_running()?;
     }
-    unharmed(&pair)
+    Ok(())
 }
 
 /// Numbered datagrams both ways come in order.
@@ -196,6 +202,29 @@ fn waiting_for_the_network() -> Result<()> {
 #[test]
 fn waiting_for_the_device() -> Result<()> {
     now_and_then(Call::EpollWait, &FAULTS)
+}
+
+/// Received by AF_XDP, where waiting and sending are all that is left of them.
+#[test]
+fn by_af_xdp() -> Result<()> {
+    let faults = Faults::new(8)?;
+    let mut options = faults.options(&[]);
+    options.environment.extend(NATIVE.options().environment);
+    let mut pair = Pair::connected(&PairOptions {
+        left: options.clone(),
+        right: options,
+        ..PairOptions::default()
+    })?;
+    for site in [&pair.left, &pair.right] {
+        wait_steering(site)?;
+    }
+    for call in [Call::Poll, Call::SendMany, Call::TunWrite] {
+        each_way(&faults, &mut pair, call, &[FAULTS[0], INTERRUPTED])?;
+    }
+    unharmed(&pair)?;
+    let traffic = Traffic::of(&pair.left)?;
+    ensure!(traffic.xsk > 100, "{traffic:?}");
+    Ok(())
 }
 
 /// Pauses after calls that keep failing soon become longer than this; so many are shorter.
