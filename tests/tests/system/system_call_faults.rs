@@ -137,7 +137,14 @@ fn lost(pair: &Pair) -> Result<u64> {
         sum += receive_buffer_errors(&site.namespace)?;
         sum += device_drops(site)?;
     }
-    Ok(sum)
+    Ok(sum + backlog_drops()?)
+}
+
+/// Packets that found no room in front of a processor of this machine, as those from a veth may.
+fn backlog_drops() -> Result<u64> {
+    let text = fs::read_to_string("/proc/net/softnet_stat")?;
+    let dropped = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
+    Ok(text.lines().filter_map(dropped).sum())
 }
 
 /// Packets that found no room in the queue of the tunnel's device.
