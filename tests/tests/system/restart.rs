@@ -297,6 +297,13 @@ fn streams_survive_by_xdp() -> Result<()> {
         let pair = Pair { left, right };
         wait_steering(&pair.left)?;
         pair.wait_connected()?;
+        // A successor that dies: the daemon attaches again what it had given up.
+        drop(heir(pair.left.interface(), &["1"])?);
+        wait_steering(&pair.left)?;
+        let before = Traffic::of(&pair.left)?;
+        under_traffic(&pair, |go_on| go_on())?;
+        let since = Traffic::of(&pair.left)?.since(before);
+        ensure!(since.xsk > 0, "nothing came by AF_XDP: {since:?}");
         survives(&pair, &manager, &[]).with_context(|| format!("{queues} queues"))?;
         wait_steering(&pair.left)?;
         under_traffic(&pair, |go_on| go_on())?;

@@ -10,6 +10,10 @@ use crate::sys::{check_length, invalid, socket};
 /// Files that one message may carry here. The kernel takes 253 (`SCM_MAX_FD`).
 pub const MOST: usize = 64;
 
+/// Bytes of their numbers.
+const MOST_BYTES: u32 = 64 * 4;
+const _: () = assert!(MOST_BYTES as usize == MOST * size_of::<RawFd>());
+
 /// Bytes of a control buffer that holds one message with [`MOST`] files.
 #[expect(
     clippy::cast_possible_truncation,
@@ -17,7 +21,7 @@ pub const MOST: usize = 64;
 )]
 const CONTROL: usize = {
     // SAFETY: pure arithmetic.
-    let space = unsafe { libc::CMSG_SPACE((MOST * size_of::<RawFd>()) as u32) };
+    let space = unsafe { libc::CMSG_SPACE(MOST_BYTES) };
     space as usize
 };
 
