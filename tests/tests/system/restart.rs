@@ -208,8 +208,7 @@ fn under_traffic<T>(
             let before = counts.each_ref().map(|count| count.load(Ordering::Relaxed));
             let more = || {
                 let now = counts.iter().zip(before);
-                now.map(|(count, before)| count.load(Ordering::Relaxed) >= before + 10)
-                    .all(|more| more)
+                now.all(|(count, before)| count.load(Ordering::Relaxed) >= before + 10)
             };
             let ended = || threads.iter().any(thread::ScopedJoinHandle::is_finished);
             wait_until("the streams go on", PATIENCE, || more() || ended())?;
