@@ -207,7 +207,7 @@ fn under_traffic<T>(
         let go_on = || -> Result<()> {
             let before = counts.each_ref().map(|count| count.load(Ordering::Relaxed));
             let more = || {
-                let now = counts.iter().zip(before);
+                let mut now = counts.iter().zip(before);
                 now.all(|(count, before)| count.load(Ordering::Relaxed) >= before + 10)
             };
             let ended = || threads.iter().any(thread::ScopedJoinHandle::is_finished);
