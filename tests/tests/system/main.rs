@@ -20,6 +20,7 @@ mod live_changes;
 mod log_flood;
 mod metrics;
 mod mtu;
+mod on_call;
 mod packages;
 mod path_mtu;
 mod queues;

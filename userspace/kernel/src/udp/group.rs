@@ -131,6 +131,23 @@ mod tests {
     use crate::udp::RecvBatch;
 
     #[test]
+    fn what_finds_no_room_is_counted() {
+        let options = UdpOptions {
+            receive_buffer: 2048,
+            ..UdpOptions::default()
+        };
+        let group = UdpGroup::bind(0, &options, 1).unwrap();
+        assert_eq!(group.receive_drops(), 0);
+        let sender = StdSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..100 {
+            let sent = sender.send_to(&[0; 1000], ("127.0.0.1", group.port()));
+            assert_eq!(sent.unwrap(), 1000);
+        }
+        let drops = group.receive_drops();
+        assert!((1..100).contains(&drops), "{drops}");
+    }
+
+    #[test]
     fn a_port_is_shared_within_a_group_and_with_nobody_else() {
         let options = UdpOptions::default();
         for count in [1, 3] {
