@@ -17,7 +17,6 @@ mod launch;
 mod lesser_kernels;
 mod life;
 mod live_changes;
-mod log_flood;
 mod metrics;
 mod mtu;
 mod on_call;
