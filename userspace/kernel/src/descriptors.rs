@@ -15,10 +15,6 @@ const MOST_BYTES: u32 = 64 * 4;
 const _: () = assert!(MOST_BYTES as usize == MOST * size_of::<RawFd>());
 
 /// Bytes of a control buffer that holds one message with [`MOST`] files.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "a constant far below the limit"
-)]
 const CONTROL: usize = {
     // SAFETY: pure arithmetic.
     let space = unsafe { libc::CMSG_SPACE(MOST_BYTES) };

@@ -40,7 +40,7 @@ pub struct Inheritance {
     pub metrics: Option<(String, OwnedFd)>,
     /// The service manager.
     pub manager: Option<ServiceManager>,
-    /// Device and peers, with keys; for [`Control::inherit`](crate::control::Control::inherit).
+    /// Device and peers, with keys; for the new control thread.
     pub configuration: Zeroizing<Vec<u8>>,
     /// The daemon.
     pub predecessor_stream: Predecessor,

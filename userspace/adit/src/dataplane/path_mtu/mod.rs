@@ -18,7 +18,7 @@
 //!
 //! What is left are paths that eat large packets and say nothing (IPv6 without ICMP, fragments
 //! dropped by a firewall). They show as TCP segments that are repeated in vain while smaller packets
-//! come through ([`stalls`]); the path is then taken to be as narrow as IPv6 allows, for ten minutes.
+//! come through (`stalls`); the path is then taken to be as narrow as IPv6 allows, for ten minutes.
 
 mod stalls;
 mod too_big;
