@@ -1,7 +1,8 @@
-//! Per-source limit on handshakes while under load: a token bucket for each IPv4 address and each
-//! IPv6 /64 (kernel, `ratelimiter.c`).
+//! Per-source limits while under load: on handshakes, a token bucket for each IPv4 address and each
+//! IPv6 /64 (kernel, `ratelimiter.c`); on cookie replies, a pause after each.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -19,6 +20,12 @@ const CAPACITY: usize = 65_536;
 /// A bucket is full again, and so can be forgotten, after BURST / PER_SECOND; sweeping once a second
 /// is enough.
 const SWEEP: Duration = Duration::from_secs(1);
+/// A source that was just told its cookie is told nothing for so long: it needs only one, and whoever
+/// goes on without it is not at that address.
+const REPLY_PAUSE: Duration = Duration::from_millis(100);
+/// Places for the sources of cookie replies. Any address can be forged, so they are shared by chance,
+/// and anew every second: a flood that takes the place of an honest source does not keep it.
+const REPLY_PLACES: usize = 4096;
 
 /// One source: an IPv4 address or an IPv6 /64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,9 +96,78 @@ impl RateLimiter {
     }
 }
 
+/// When sources were sent cookies, by places that they share.
+#[derive(Debug, Default)]
+pub(crate) struct ReplyLimiter {
+    /// Empty while there is no load.
+    last: Vec<Option<Instant>>,
+    chance: RandomState,
+    mixed: Instant,
+}
+
+impl ReplyLimiter {
+    /// Whether the source may be sent a cookie; if so, its place is taken for a while.
+    pub(crate) fn allow(&mut self, now: Instant, address: IpAddr) -> bool {
+        if self.last.is_empty() || now.saturating_duration_since(self.mixed) >= SWEEP {
+            self.last.resize(REPLY_PLACES, None);
+            self.chance = RandomState::new();
+            self.mixed = now;
+        }
+        let hash = self.chance.hash_one(Source::of(address));
+        let place = usize::try_from(hash % REPLY_PLACES as u64).unwrap_or(0);
+        let Some(last) = self.last.get_mut(place) else {
+            return false;
+        };
+        let allowed = last.is_none_or(|last| now.saturating_duration_since(last) >= REPLY_PAUSE);
+        if allowed {
+            *last = Some(now);
+        }
+        allowed
+    }
+
+    /// Gives the memory back once the load is over.
+    pub(crate) fn forget(&mut self) {
+        self.last = Vec::new();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_source_is_told_its_cookie_ten_times_a_second() {
+        let mut limiter = ReplyLimiter::default();
+        let source = IpAddr::from([192, 0, 2, 1]);
+        assert!(limiter.allow(at(1000), source));
+        assert!(!limiter.allow(at(1000), source));
+        assert!(!limiter.allow(at(1099), source));
+        assert!(limiter.allow(at(1100), source));
+        limiter.forget();
+        assert!(limiter.last.is_empty());
+        assert!(limiter.allow(at(1101), source));
+    }
+
+    #[test]
+    fn a_flood_of_sources_keeps_nobody_from_a_cookie_for_long() {
+        let mut limiter = ReplyLimiter::default();
+        let honest = IpAddr::from([192, 0, 2, 1]);
+        let mut told = 0;
+        let mut replies = 0;
+        for millis in 0..60_000 {
+            // 20,000 a second, from 1,000 sources.
+            for number in 0..20_u32 {
+                let source = 0xc612_0000 + (u32::try_from(millis).unwrap() * 20 + number) % 1000;
+                replies += u32::from(limiter.allow(at(millis), IpAddr::V4(source.into())));
+            }
+            if millis % 5000 == 77 {
+                told += u32::from(limiter.allow(at(millis), honest));
+            }
+        }
+        assert!(told >= 3, "{told} of 12 attempts");
+        assert!(replies <= 60 * 10 * 1000 + 60 * 4096, "{replies}");
+        assert_eq!(limiter.last.len(), REPLY_PLACES);
+    }
 
     fn at(millis: u64) -> Instant {
         Instant::from_nanos(millis * 1_000_000)

@@ -153,6 +153,10 @@ impl<K: TransportKey> Core<K> {
                 false
             }
             MacState::Mac1 if under_load => {
+                if !self.reply_limiter.allow(now.instant, source.ip()) {
+                    self.counters.rate_limited += 1;
+                    return false;
+                }
                 let reply = checker.reply(now.instant, limits, &mut *self.rng, source, message);
                 if let Some(reply) = reply {
                     self.counters.cookie_replies_sent += 1;

@@ -27,7 +27,7 @@ use crate::limits::Limits;
 use crate::message::MessageType;
 use crate::noise::{Identity, Initiator, Tai64n};
 use crate::peer::{Endpoint, PeerId, PeerLink};
-use crate::rate_limit::RateLimiter;
+use crate::rate_limit::{RateLimiter, ReplyLimiter};
 use crate::session::Session;
 use crate::table::SessionTable;
 use crate::time::{Instant, Now};
@@ -72,6 +72,7 @@ struct Core<K> {
     deadlines: BTreeSet<(Instant, PeerId)>,
     outputs: VecDeque<Queued<K>>,
     rate_limiter: RateLimiter,
+    reply_limiter: ReplyLimiter,
     /// When the backlog of handshakes was last too long.
     loaded_at: Option<Instant>,
     counters: Counters,
@@ -198,6 +199,7 @@ impl<K: TransportKey> Device<K> {
                 deadlines: BTreeSet::new(),
                 outputs: VecDeque::new(),
                 rate_limiter: RateLimiter::default(),
+                reply_limiter: ReplyLimiter::default(),
                 loaded_at: None,
                 counters: Counters::default(),
             },
@@ -227,6 +229,8 @@ impl<K: TransportKey> Device<K> {
     pub fn note_backlog(&mut self, now: Instant, queued: usize) {
         if queued >= self.core.limits.under_load_backlog {
             self.core.loaded_at = Some(now);
+        } else if !self.core.is_under_load(now) {
+            self.core.reply_limiter.forget();
         }
     }
 
