@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn bash_offers_commands_options_and_values() {
-        assert_eq!(offers(&["adit", "re"]), ["reresolve"]);
+        assert_eq!(offers(&["adit", "re"]), ["restart", "reresolve"]);
         assert_eq!(offers(&["adit", "show", "--j"]), ["--json"]);
         assert_eq!(offers(&["adit", "--datapath", "s"]), ["socket"]);
         assert_eq!(offers(&["adit", "genkey", "--"]), ["--help"]);
