@@ -8,7 +8,7 @@ use adit_tests::transfer::tcp_both_ways;
 use adit_tests::tunnel::{Family, Pair, PairOptions, Site, WAN};
 use adit_tests::wait::wait_until;
 use adit_tests::{Implementation, Namespace, uapi};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use nix::libc;
 
 use crate::xdp::{NATIVE, STEERING_LIMIT, connect, receives_by, values, wait_steering};
@@ -335,10 +335,13 @@ fn xdp_without_its_extras() -> Result<()> {
     let state = values(&pair.left, "adit_xdp")?;
     ensure!(state == [format!("{WAN} native copy 1")], "{state:?}");
     pair.wait_connected()?;
-    tcp_both_ways(&pair.left, &pair.right, Family::V4, 4 << 20)?;
-    for name in ["xsk_received_datagrams", "xsk_sent_datagrams"] {
-        ensure!(counter(&pair, name).context(name)? > 0, "{name}");
-    }
+    // Sent past the socket once the next hop is known.
+    wait_until("packets by AF_XDP both ways", STEERING_LIMIT, || {
+        let flows = tcp_both_ways(&pair.left, &pair.right, Family::V4, 4 << 20);
+        let names = ["xsk_received_datagrams", "xsk_sent_datagrams"];
+        let counted = |name| counter(&pair, name).is_ok_and(|count| count > 0);
+        flows.is_ok() && names.into_iter().all(counted)
+    })?;
     pair.check_running()
 }
 
