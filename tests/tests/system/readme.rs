@@ -101,6 +101,8 @@ fn commands_work() -> Result<()> {
                     );
                 }
             }
+            // A drawing.
+            "text" => {}
             other => anyhow::bail!("block of unknown kind: {other}"),
         }
     }
