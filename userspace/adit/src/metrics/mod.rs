@@ -87,8 +87,9 @@ impl fmt::Display for Address {
 /// A socket that listens, and whatever else answers need to have open; a Unix socket's file is removed on drop.
 #[derive(Debug)]
 pub struct Listener {
-    socket: Socket,
+    // Removed while the socket still listens, as the configuration socket's.
     file: Option<SocketFile>,
+    socket: Socket,
     process: Process,
 }
 

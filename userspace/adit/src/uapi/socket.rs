@@ -17,8 +17,10 @@ pub const DIRECTORY: &str = "/var/run/wireguard";
 /// A listening configuration socket; its file is removed on drop, if it is still ours.
 #[derive(Debug)]
 pub struct ConfigurationSocket {
-    listener: UnixListener,
+    // Removed before nobody listens any more: whoever finds it then takes it for a stale one, and puts another in its place
+    // while we look at it.
     file: SocketFile,
+    listener: UnixListener,
 }
 
 impl ConfigurationSocket {
