@@ -2,16 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
-use std::{fs, iter};
 
 use adit_kernel::descriptors;
 use adit_tests::command::{Output, output, run};
@@ -26,49 +26,25 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 
+use crate::service::Manager;
 use crate::xdp::{NATIVE, Traffic, connect, wait_steering};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Somebody to name the new process to, without whom a daemon in the foreground is not restarted.
-struct Manager {
-    socket: UnixDatagram,
-    directory: tempfile::TempDir,
+/// Options of a daemon that this manager has started. One in the foreground is restarted only if there is somebody to name
+/// the new process to.
+fn managed(manager: &Manager, arguments: &[&str]) -> Options {
+    Options {
+        arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
+        environment: manager.environment(),
+        ..Options::default()
+    }
 }
 
-impl Manager {
-    fn new() -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let socket = UnixDatagram::bind(directory.path().join("notify"))?;
-        socket.set_nonblocking(true)?;
-        Ok(Self { socket, directory })
-    }
-
-    /// Options of a daemon that this manager has started.
-    fn options(&self, arguments: &[&str]) -> Options {
-        let path = self.directory.path().join("notify");
-        let environment = [
-            ("NOTIFY_SOCKET", &*path.to_string_lossy()),
-            ("WATCHDOG_USEC", "4000000"),
-        ];
-        Options {
-            arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
-            environment: environment
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .into(),
-            ..Options::default()
-        }
-    }
-
-    /// Everything that was told so far.
-    fn told(&self) -> Vec<String> {
-        let mut message = [0; 4096];
-        let next = || {
-            let length = self.socket.recv(&mut message).ok()?;
-            Some(String::from_utf8_lossy(&message[..length]).into_owned())
-        };
-        iter::from_fn(next).collect()
-    }
+/// Everything that a manager was told so far.
+fn told(manager: &Manager) -> Vec<String> {
+    let messages = manager.drain().into_iter();
+    messages.map(|message| message.text).collect()
 }
 
 /// The process that serves the socket of a tunnel, as it says itself.
@@ -236,7 +212,7 @@ fn survives(pair: &Pair, manager: &Manager, options: &[&str]) -> Result<()> {
         Ok((pid, counted))
     })?;
     ensure!(host(&left.namespace)? == before, "something has changed");
-    let told = manager.told();
+    let told = told(manager);
     let stopping = told.iter().any(|told| told.contains("STOPPING"));
     ensure!(
         told.contains(&format!("MAINPID={pid}")) && !stopping,
@@ -263,7 +239,7 @@ fn pair(manager: &Manager, right: Implementation, options: &[&str]) -> Result<Pa
         ..Options::default()
     };
     Pair::connected(&PairOptions {
-        left: manager.options(&[&["--datapath", "socket"], options].concat()),
+        left: managed(manager, &[&["--datapath", "socket"], options].concat()),
         right,
         preshared_key: Some(KeyPair::generate()?.private),
         ..PairOptions::default()
@@ -288,7 +264,7 @@ fn streams_survive_by_xdp() -> Result<()> {
         connect(&left, &right, queues)?;
         let number = queues.to_string();
         let words = ["--queues", &number, "--underlay", WAN, "--datapath", "xdp"];
-        let left = Site::start(left, 1, 1420, &manager.options(&words))?;
+        let left = Site::start(left, 1, 1420, &managed(&manager, &words))?;
         let right = Site::start(right, 2, 1420, &NATIVE.options())?;
         for (site, peer) in [(&left, &right), (&right, &left)] {
             site.add_peer(peer, &format!("endpoint {}", peer.endpoint(Family::V4)))?;
@@ -410,7 +386,7 @@ fn a_restart_that_fails_changes_nothing() -> Result<()> {
         UnixStream::connect(&metrics).is_ok(),
         "nobody answers for metrics"
     );
-    ensure!(!manager.told().iter().any(|told| told.contains("MAINPID")));
+    ensure!(!told(&manager).iter().any(|told| told.contains("MAINPID")));
     // And then one that does not.
     under_traffic(&pair, |go_on| {
         restart(namespace, interface, &[])?;
@@ -467,7 +443,7 @@ fn a_silent_heir_is_given_up() -> Result<()> {
         left.peer(right)?.latest_handshake == handshake,
         "another session"
     );
-    let told = manager.told();
+    let told = told(&manager);
     ensure!(told.iter().any(|told| told == "WATCHDOG=1"), "{told:?}");
     left.wg_set("fwmark 7")
 }

@@ -32,9 +32,9 @@ const WATCHDOG: &str = "4000000";
 
 /// Something that a manager was told.
 #[derive(Debug)]
-struct Message {
+pub(crate) struct Message {
     pid: u32,
-    text: String,
+    pub(crate) text: String,
 }
 
 impl Message {
@@ -45,13 +45,13 @@ impl Message {
 }
 
 /// Listens in systemd's place.
-struct Manager {
+pub(crate) struct Manager {
     socket: UnixDatagram,
-    directory: tempfile::TempDir,
+    pub(crate) directory: tempfile::TempDir,
 }
 
 impl Manager {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let socket = UnixDatagram::bind(directory.path().join("notify"))?;
         socket.set_nonblocking(true)?;
@@ -59,7 +59,7 @@ impl Manager {
         Ok(Self { socket, directory })
     }
 
-    fn environment(&self) -> BTreeMap<String, String> {
+    pub(crate) fn environment(&self) -> BTreeMap<String, String> {
         let path = self.directory.path().join("notify");
         [
             ("NOTIFY_SOCKET", &*path.to_string_lossy()),
@@ -96,7 +96,7 @@ impl Manager {
     }
 
     /// Everything that is there.
-    fn drain(&self) -> Vec<Message> {
+    pub(crate) fn drain(&self) -> Vec<Message> {
         std::iter::from_fn(|| self.take()).collect()
     }
 
