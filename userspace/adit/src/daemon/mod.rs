@@ -8,7 +8,7 @@ use std::env::{self, VarError};
 use std::future::pending;
 use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ use crate::uapi::server;
 use crate::{logging, metrics};
 
 /// Tells the daemon's process where to say that it is ready.
-pub(crate) const READY_FD: &str = "ADIT_READY_FD";
+const READY_FD: &str = "ADIT_READY_FD";
 /// What is worth a line of the log.
 pub(crate) const LOG_LEVEL: &str = "LOG_LEVEL";
 
@@ -119,17 +119,7 @@ fn log_level() -> Result<LevelFilter> {
 /// Starts this program again in a session of its own, and waits until it is ready or has failed;
 /// why it failed it says itself.
 fn daemonise(interface: &str) -> Result<()> {
-    let program = env::current_exe().context("cannot find the program to start as a daemon")?;
-    let (mut ready, ready_in_child) = std::io::pipe().context("cannot make a pipe")?;
-    let mut command = Command::new(program);
-    command
-        .args(env::args_os().skip(1))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
-    let number = process::pass_to_child(&mut command, &OwnedFd::from(ready_in_child))
-        .context("cannot pass a descriptor to the daemon")?;
-    command.env(READY_FD, number.to_string());
-    process::start_in_new_session(&mut command);
+    let (mut command, mut ready) = again_as_daemon()?;
     service::hand_over(&mut command);
     let mut child = command.spawn().context("cannot start the daemon")?;
     // Closes our copy of the pipe's end, or the daemon's failure would never end the read.
@@ -140,15 +130,37 @@ fn daemonise(interface: &str) -> Result<()> {
         }
         return Ok(());
     }
-    let status = child.wait().context("cannot wait for the daemon")?;
-    if let Some(code) = status.code().filter(|&code| code != 0) {
-        // The daemon has said why.
-        std::process::exit(code);
-    }
+    let status = end_of(&mut child)?;
     bail!("{interface}: the daemon ended before it was ready: {status}");
 }
 
-fn wait_until_ready(ready: &mut PipeReader) -> bool {
+/// What starts this program with these arguments again, in a session of its own, and where that one says that it is ready.
+pub(crate) fn again_as_daemon() -> Result<(Command, PipeReader)> {
+    let program = env::current_exe().context("cannot find the program to start as a daemon")?;
+    let (ready, ready_in_child) = std::io::pipe().context("cannot make a pipe")?;
+    let mut command = Command::new(program);
+    command
+        .args(env::args_os().skip(1))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    let number = process::pass_to_child(&mut command, &OwnedFd::from(ready_in_child))
+        .context("cannot pass a descriptor to the daemon")?;
+    command.env(READY_FD, number.to_string());
+    process::start_in_new_session(&mut command);
+    Ok((command, ready))
+}
+
+/// How a daemon ended that was never ready. If it has failed, it has said why, and this process ends likewise.
+pub(crate) fn end_of(daemon: &mut Child) -> Result<ExitStatus> {
+    let status = daemon.wait().context("cannot wait for the daemon")?;
+    if let Some(code) = status.code().filter(|&code| code != 0) {
+        std::process::exit(code);
+    }
+    Ok(status)
+}
+
+/// False if the daemon has ended instead.
+pub(crate) fn wait_until_ready(ready: &mut PipeReader) -> bool {
     let mut byte = [0];
     ready.read_exact(&mut byte).is_ok()
 }

@@ -5,16 +5,15 @@ use std::fs;
 use std::io::{self, PipeReader, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::Duration;
 
 use adit_kernel::netns::NetworkNamespace;
-use adit_kernel::process;
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 
-use crate::daemon::READY_FD;
+use crate::daemon::{again_as_daemon, end_of, wait_until_ready};
 use crate::quick::client;
 
 /// A daemon that is alive answers within milliseconds.
@@ -70,14 +69,10 @@ pub fn run(interface: &str) -> Result<()> {
         parent(running.pid).map_or_else(|| "unknown".to_owned(), |pid| pid.to_string())
     );
     let (mut ready, mut child) = start(&running)?;
-    if ready.read_exact(&mut [0]).is_ok() {
+    if wait_until_ready(&mut ready) {
         return Ok(());
     }
-    let status = child.wait().context("cannot wait for the daemon")?;
-    if let Some(code) = status.code().filter(|&code| code != 0) {
-        // The daemon has said why.
-        std::process::exit(code);
-    }
+    let status = end_of(&mut child)?;
     bail!("the new daemon ended before it was ready: {status}; the old one goes on");
 }
 
@@ -117,13 +112,7 @@ fn parent(pid: u32) -> Option<u32> {
 
 /// Starts this program with these arguments again, as a daemon where the running one is.
 fn start(running: &Running) -> Result<(PipeReader, Child)> {
-    let program = env::current_exe().context("cannot find the program to start as a daemon")?;
-    let (ready, ready_in_child) = io::pipe().context("cannot make a pipe")?;
-    let mut command = Command::new(program);
-    command
-        .args(env::args_os().skip(1))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
+    let (mut command, ready) = again_as_daemon()?;
     let given = |name: &str| env::var_os(name).is_some();
     command.envs(
         running
@@ -136,10 +125,6 @@ fn start(running: &Running) -> Result<(PipeReader, Child)> {
     for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
         command.env_remove(variable);
     }
-    let number = process::pass_to_child(&mut command, &ready_in_child.into())
-        .context("cannot pass a descriptor to the daemon")?;
-    command.env(READY_FD, number.to_string());
-    process::start_in_new_session(&mut command);
     let child = match elsewhere(running.pid) {
         Some(namespace) => namespace
             .run_in(|| command.spawn())
