@@ -13,7 +13,8 @@ pub fn interface() -> String {
     let name = format!(
         "ad{}{}{}",
         base36(std::process::id()),
-        base36(next() % 1296),
+        // More than an hour's soak makes; with five digits of a process id that is 14 bytes.
+        base36(next() % 1_679_616),
         run_tag()
     );
     debug_assert!(name.len() <= 15, "{name}");
@@ -72,8 +73,8 @@ mod tests {
 
     #[test]
     fn interface_names_are_short_and_unique() {
-        let names: std::collections::HashSet<_> = (0..1000).map(|_| interface()).collect();
-        assert_eq!(names.len(), 1000);
+        let names: std::collections::HashSet<_> = (0..10_000).map(|_| interface()).collect();
+        assert_eq!(names.len(), 10_000);
         assert!(names.iter().all(|n| n.len() <= 15));
     }
 
