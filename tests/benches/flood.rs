@@ -2,7 +2,7 @@
 //! closed, over AF_XDP and over the UDP socket. The frames are junk, or strangers' initiations with a right first MAC.
 //! Needs root.
 //!
-//! `cargo bench -p adit-tests --bench flood [-- SECONDS [ROUNDS]]`. The sender of the flood has a thread of its own and
+//! `cargo bench -p adit-tests --bench flood [-- [SECONDS [ROUNDS]] [xdp|socket]]`. The sender of the flood has a thread of its own and
 //! sends as fast as it can in both cases, so that the ratio tells what the receiving host does with the frames.
 
 #![allow(clippy::print_stdout, reason = "its result")]
@@ -35,14 +35,16 @@ struct Sample {
 }
 
 fn main() -> Result<()> {
-    let mut numbers = std::env::args()
-        .skip(1)
-        .filter_map(|word| word.parse().ok());
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let mut numbers = words.iter().filter_map(|word| word.parse().ok());
     let seconds = numbers.next().unwrap_or(4);
     let rounds = numbers.next().unwrap_or(3);
     hide_logs();
     println!("path    frames       port    tunnel Gbit/s   flood frames/s");
-    for path in ["xdp", "socket"] {
+    let paths = ["xdp", "socket"];
+    let named = |path: &&str| words.iter().any(|word| word == path);
+    let all = !paths.iter().any(named);
+    for path in paths.into_iter().filter(|path| all || named(path)) {
         let pair = pair(path)?;
         let kinds = [
             ("junk", Junk::ALL.map(Junk::payload).into()),
