@@ -58,6 +58,9 @@ impl Control {
         let _ = writeln!(answer, "adit_uptime_seconds={}", uptime.as_secs());
         self.steerer.describe(answer);
         self.shared.counters.describe(answer);
+        for (reason, count) in self.steerer.drops() {
+            let _ = writeln!(answer, "adit_drop_ebpf_{reason}={count}");
+        }
         let omitted = crate::logging::omitted();
         let _ = writeln!(answer, "adit_log_lines_omitted={omitted}");
         let staged: u64 = self.device.links().map(|link| link.staged_dropped()).sum();

@@ -14,7 +14,6 @@ impl Measurable for Control {
             up: self.up,
             // Read by what tests read it with: it cannot fail.
             device: Device::parse(state.as_bytes()).unwrap_or_default(),
-            xdp_drops: self.steerer.drops(),
             peer_count: self.device.peer_count(),
             ..Snapshot::default()
         };

@@ -232,7 +232,6 @@ mod tests {
 
     use super::*;
     use crate::inspect::answer::Device;
-    use crate::inspect::tunnel::Counts;
 
     const PRIVATE: &str = "77076d0a7318a57d3c16c17251b26645c6c2f6c929f6a0a6c6f3a7ff2c3b2a2a";
     const FIRST: &str = "b85996fecc9c7f1fc6d2572a76eda11d59bcd20be8e543b15ce4bd85a8e75a33";
@@ -242,6 +241,7 @@ mod tests {
         let answer = format!(
             "private_key={PRIVATE}\nlisten_port=51820\nfwmark=4660\nadit_datapath=xdp\n\
              adit_xdp=eth0 native copy 2\nadit_datapath_note=eth1: \x1b[2J\nadit_tun_reads=7\n\
+             adit_drop_ebpf_dead_index=12\nadit_drop_ebpf_reserved=0\n\
              adit_drop_ingress_replayed=3\nadit_drop_egress_malformed=0\n\
              public_key={FIRST}\nallowed_ip=10.0.0.9/32\n\
              public_key={SECOND}\npreshared_key={FIRST}\nendpoint=192.0.2.2:51820\n\
@@ -264,13 +264,11 @@ mod tests {
         Tunnel {
             name: "wg0".to_owned(),
             device: Device::parse(answer.as_bytes()).unwrap(),
-            counts: Some(Counts {
-                flows: rows
-                    .iter()
+            flows: Some(
+                rows.iter()
                     .map(|flow| flows::row(flow, 2_000_000_000))
                     .collect(),
-                drops: vec![("dead_index", 12), ("reserved", 0)],
-            }),
+            ),
         }
     }
 
@@ -289,7 +287,7 @@ interface: wg0
   data path: xdp
   xdp: eth0 (native, copy, 2 queues)
   no xdp: eth1: ?[2J
-  dropped packets: 12 xdp dead index, 3 ingress replayed
+  dropped packets: 12 ebpf dead index, 3 ingress replayed
 
 peer: {second}
   preshared key: (hidden)
@@ -317,7 +315,7 @@ peer: {first}
         let tunnel = Tunnel {
             name: "wg0".to_owned(),
             device,
-            counts: None,
+            flows: None,
         };
         assert_eq!(listing(&tunnel, 0, Style::PLAIN), "interface: wg0\n");
     }
@@ -339,7 +337,7 @@ peer: {first}
         assert_eq!(interface["private_key_set"], true);
         assert_eq!(interface["listen_port"], 51820);
         assert_eq!(interface["xdp"][0]["queues"], 2);
-        assert_eq!(interface["drops"]["xdp_dead_index"], 12);
+        assert_eq!(interface["drops"]["ebpf_dead_index"], 12);
         assert_eq!(interface["drops"].as_object().unwrap().len(), 2);
         assert_eq!(interface["counters"]["tun_reads"], 7);
         assert!(interface["peers"][0]["endpoint"].is_null());

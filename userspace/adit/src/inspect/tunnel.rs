@@ -7,24 +7,15 @@ use super::answer::{Device, Peer};
 use super::client;
 use super::flows::{self, Row};
 
-/// A tunnel with what its programs count, if that can be read.
+/// A tunnel with the flows that its programs count, if they can be read.
 #[derive(Clone, Debug)]
 pub(crate) struct Tunnel {
     /// The device.
     pub(crate) name: String,
     /// What its daemon tells.
     pub(crate) device: Device,
-    /// What its programs count.
-    pub(crate) counts: Option<Counts>,
-}
-
-/// What the eBPF programs count.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Counts {
-    /// Most bytes first.
-    pub(crate) flows: Vec<Row>,
-    /// Reason, packets.
-    pub(crate) drops: Vec<(&'static str, u64)>,
+    /// The flows that its programs count, most bytes first; `None` where that cannot be read.
+    pub(crate) flows: Option<Vec<Row>>,
 }
 
 impl Tunnel {
@@ -36,7 +27,7 @@ impl Tunnel {
         Ok(Self {
             name: name.to_owned(),
             device: client::describe(name)?,
-            counts: Counts::read(name),
+            flows: read_flows(name),
         })
     }
 
@@ -46,44 +37,35 @@ impl Tunnel {
         let endpoint = peer
             .endpoint
             .map(|endpoint| (endpoint.ip(), endpoint.port()));
-        self.counts
+        self.flows
             .iter()
-            .flat_map(|counts| &counts.flows)
+            .flatten()
             .filter(move |row| Some((row.remote.ip(), row.remote.port())) == endpoint)
     }
 
-    /// Packets dropped, by reason, those that never were left out: in XDP (`xdp_…`), by the threads of the daemon (`ingress_…`,
+    /// Packets dropped, by reason, those that never were left out: by the eBPF programs (`ebpf_…`), by the threads of the daemon (`ingress_…`,
     /// `egress_…`, `handshake_…`).
     pub(crate) fn drops(&self) -> Vec<(String, u64)> {
-        let in_xdp = self.counts.iter().flat_map(|counts| &counts.drops);
         self.device
-            .drops(in_xdp.map(|(reason, count)| (reason, *count)))
+            .drops()
             .filter(|(_, count)| *count != 0)
+            .map(|(reason, count)| (reason.to_owned(), count))
             .collect()
     }
 }
 
-impl Counts {
-    /// Counters are an extra: without them, for whatever reason, the tunnel is shown all the same.
-    fn read(interface: &str) -> Option<Self> {
-        let maps = PinnedMaps::open(interface)
-            .ok()
-            .filter(|maps| maps.owner().1)?;
-        let now = flows::monotonic_ns();
-        let mut rows: Vec<Row> = maps
-            .flows()
-            .ok()?
-            .iter()
-            .map(|flow| flows::row(flow, now))
-            .collect();
-        flows::sort(&mut rows);
-        let drops = maps.drops().ok()?;
-        Some(Self {
-            flows: rows,
-            drops: drops
-                .iter()
-                .map(|drop| (drop.reason.name(), drop.packets))
-                .collect(),
-        })
-    }
+/// Counters are an extra: without them, for whatever reason, the tunnel is shown all the same.
+fn read_flows(interface: &str) -> Option<Vec<Row>> {
+    let maps = PinnedMaps::open(interface)
+        .ok()
+        .filter(|maps| maps.owner().1)?;
+    let now = flows::monotonic_ns();
+    let mut rows: Vec<Row> = maps
+        .flows()
+        .ok()?
+        .iter()
+        .map(|flow| flows::row(flow, now))
+        .collect();
+    flows::sort(&mut rows);
+    Some(rows)
 }

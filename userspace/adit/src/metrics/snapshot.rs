@@ -19,8 +19,6 @@ pub struct Snapshot {
     pub up: bool,
     /// Data path and counters, as `get=1` tells them; without keys and peers.
     pub device: Device,
-    /// Packets that XDP dropped, by reason.
-    pub xdp_drops: Vec<(&'static str, u64)>,
     /// Peers that there are.
     pub peer_count: usize,
     /// Those that have a session to send on.

@@ -270,8 +270,7 @@ impl Report {
             });
             to.counters(&format!("queue_{direction}"), queues)?;
         }
-        let device = &self.snapshot.device;
-        let drops = device.drops(self.snapshot.xdp_drops.iter().copied());
+        let drops = self.snapshot.device.drops();
         to.counters(
             "drops",
             drops.map(|(reason, count)| ([("reason", reason)], count)),
@@ -466,7 +465,7 @@ pub(super) mod tests {
 
     pub(in crate::metrics) fn snapshot() -> Snapshot {
         let answer = "adit_uptime_seconds=7\nadit_datapath=xdp\nadit_xdp=eth0 native copy 2\nadit_queues=2\n\
-            adit_tun_reads=17\nadit_some_day=3\nadit_drop_ingress_ecn=4\n\
+            adit_tun_reads=17\nadit_some_day=3\nadit_drop_ebpf_dead_index=12\nadit_drop_ingress_ecn=4\n\
             adit_queue_0_sent_datagrams=5\nadit_queue_1_sent_datagrams=6\nerrno=0\n\n";
         let peer = |number: u8, handshake: Option<f64>| Peer {
             public_key: PublicKey::from_bytes([number; 32]),
@@ -479,7 +478,6 @@ pub(super) mod tests {
         Snapshot {
             up: true,
             device: Device::parse(answer.as_bytes()).unwrap(),
-            xdp_drops: vec![("dead_index", 12)],
             peer_count: 3,
             sessions: 1,
             handshakes_pending: 1,

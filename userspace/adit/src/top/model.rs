@@ -97,14 +97,14 @@ impl Picture {
 
         let known: HashMap<FlowKey, u64> = before
             .iter()
-            .flat_map(|before| &before.tunnel.counts)
-            .flat_map(|counts| &counts.flows)
+            .flat_map(|before| &before.tunnel.flows)
+            .flatten()
             .map(|flow| ((flow.local, flow.remote, flow.direction), flow.bytes))
             .collect();
         let flows = tunnel
-            .counts
+            .flows
             .iter()
-            .flat_map(|counts| &counts.flows)
+            .flatten()
             .map(|flow| {
                 let key = (flow.local, flow.remote, flow.direction);
                 // One that was not there has sent all its bytes since.
@@ -237,13 +237,13 @@ impl Picture {
 
     /// Indices of the flows whose addresses contain the filter, fastest first.
     pub(super) fn choose_flows(&self, choice: &Choice) -> Vec<usize> {
-        let Some(counts) = &self.reading.tunnel.counts else {
+        let Some(flows) = &self.reading.tunnel.flows else {
             return Vec::new();
         };
         let filter = choice.filter.to_lowercase();
-        let mut chosen: Vec<usize> = (0..counts.flows.len())
+        let mut chosen: Vec<usize> = (0..flows.len())
             .filter(|&index| {
-                let flow = &counts.flows[index];
+                let flow = &flows[index];
                 filter.is_empty()
                     || flow.remote.to_string().contains(&filter)
                     || flow.local.to_string().contains(&filter)
@@ -375,7 +375,6 @@ pub(super) mod tests {
     use super::*;
     use crate::inspect::answer::Device;
     use crate::inspect::flows::Row;
-    use crate::inspect::tunnel::Counts;
 
     /// A peer's lines in an answer; its key is the number over and over.
     pub(in crate::top) fn peer(number: u8, received: u64, sent: u64, handshake: u64) -> String {
@@ -390,7 +389,7 @@ pub(super) mod tests {
         start: Instant,
         second: u64,
         answer: &str,
-        counts: Option<Counts>,
+        flows: Option<Vec<Row>>,
     ) -> Reading {
         Reading {
             at: start + Duration::from_secs(second),
@@ -398,7 +397,7 @@ pub(super) mod tests {
             tunnel: Tunnel {
                 name: "wg0".to_owned(),
                 device: Device::parse(format!("{answer}errno=0\n\n").as_bytes()).unwrap(),
-                counts,
+                flows,
             },
         }
     }
@@ -424,32 +423,26 @@ pub(super) mod tests {
             start,
             0,
             &format!(
-                "adit_udp_received_datagrams=100\nadit_xsk_received_datagrams=0\nadit_drop_ingress_ecn=1\n{}{}",
+                "adit_udp_received_datagrams=100\nadit_xsk_received_datagrams=0\nadit_drop_ebpf_dead_index=2\nadit_drop_ingress_ecn=1\n{}{}",
                 peer(1, 1000, 500, 9_900),
                 peer(2, 77, 0, 0)
             ),
-            Some(Counts {
-                flows: vec![flow("192.0.2.2:1", 5000), flow("192.0.2.2:2", 4000)],
-                drops: vec![("dead_index", 2)],
-            }),
+            Some(vec![flow("192.0.2.2:1", 5000), flow("192.0.2.2:2", 4000)]),
         );
         let now = reading(
             start,
             2,
             &format!(
-                "adit_udp_received_datagrams=100\nadit_xsk_received_datagrams=50\nadit_drop_ingress_ecn=5\n{}{}{}",
+                "adit_udp_received_datagrams=100\nadit_xsk_received_datagrams=50\nadit_drop_ebpf_dead_index=2\nadit_drop_ingress_ecn=5\n{}{}{}",
                 peer(1, 3000, 400, 9_900) + "adit_round_trip_us=1000\n",
                 peer(2, 77, 1000, 0) + "adit_round_trip_us=2000\n",
                 peer(3, 9, 9, 10_002)
             ),
-            Some(Counts {
-                flows: vec![
-                    flow("192.0.2.2:1", 5000),
-                    flow("192.0.2.2:2", 4500),
-                    flow("192.0.2.2:3", 100),
-                ],
-                drops: vec![("dead_index", 2)],
-            }),
+            Some(vec![
+                flow("192.0.2.2:1", 5000),
+                flow("192.0.2.2:2", 4500),
+                flow("192.0.2.2:3", 100),
+            ]),
         );
         Picture::new(now, Some(&before))
     }
@@ -476,7 +469,7 @@ pub(super) mod tests {
         assert_eq!(
             drops,
             [
-                ("xdp_dead_index", 2, Some(0.0)),
+                ("ebpf_dead_index", 2, Some(0.0)),
                 ("ingress_ecn", 5, Some(2.0))
             ]
         );

@@ -192,7 +192,7 @@ pub(super) fn flows(
     first: usize,
     palette: Palette,
 ) {
-    let Some(counts) = &picture.reading.tunnel.counts else {
+    let Some(flows) = &picture.reading.tunnel.flows else {
         let columns = [text("FLOWS", Constraint::Fill(1))];
         frame.render_widget(table(&columns, [], palette), area);
         let why = " not counted, or not to be read from here: `adit flows` says why";
@@ -211,7 +211,7 @@ pub(super) fn flows(
     let room = usize::from(address);
     let shown = state.flows.iter().skip(first).take(rows_of(area));
     let rows = shown.map(|&index| {
-        let (flow, growth) = (&counts.flows[index], picture.flows[index]);
+        let (flow, growth) = (&flows[index], picture.flows[index]);
         #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
         let packets = rate(Some(flow.packets as f64));
         #[expect(
@@ -237,7 +237,7 @@ pub(super) fn flows(
     });
     frame.render_widget(table(&columns, rows, palette), area);
     if state.flows.is_empty() {
-        let why = if counts.flows.is_empty() {
+        let why = if flows.is_empty() {
             " no flows"
         } else {
             " no flow passes the filter"

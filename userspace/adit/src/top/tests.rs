@@ -20,7 +20,6 @@ use super::model::{Picture, Reading};
 use super::screen::{Palette, draw};
 use super::state::State;
 use crate::inspect::flows::Row;
-use crate::inspect::tunnel::Counts;
 
 /// The drawing for README.md.
 const DRAWING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/top.svg");
@@ -66,10 +65,7 @@ fn showing(before: Option<&Reading>, now: Reading) -> State {
 }
 
 fn without_peers() -> State {
-    showing(
-        None,
-        reading(Instant::now(), 0, HEAD, Some(Counts::default())),
-    )
+    showing(None, reading(Instant::now(), 0, HEAD, Some(Vec::new())))
 }
 
 fn flows(received: u64, sent: u64) -> Vec<Row> {
@@ -83,16 +79,12 @@ fn two_peers() -> State {
     let at = |second, datagrams, received, sent, dropped| {
         let answer = format!(
             "{HEAD}adit_udp_received_datagrams={datagrams}\nadit_udp_sent_datagrams={}\n\
-             adit_drop_ingress_replayed={dropped}\nadit_drop_egress_no_route=2\n{}{}",
+             adit_drop_ebpf_dead_index=12\nadit_drop_ingress_replayed={dropped}\nadit_drop_egress_no_route=2\n{}{}",
             datagrams / 2,
             peer(2, received, sent, 9_940) + "adit_round_trip_us=12340\n",
             peer(3, 0, 0, 0),
         );
-        let counts = Counts {
-            flows: flows(received, sent),
-            drops: vec![("dead_index", 12)],
-        };
-        reading(start, second, &answer, Some(counts))
+        reading(start, second, &answer, Some(flows(received, sent)))
     };
     let before = at(0, 1_000_000, 1_400_000_000, 30_000_000, 0);
     showing(

@@ -7,12 +7,12 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use adit_ebpf::{Config, DropReason, LAYOUT_VERSION, maps};
-use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuHashMap};
+use adit_ebpf::{Config, LAYOUT_VERSION, maps};
+use aya::maps::{Array, Map, MapData, PerCpuHashMap};
 use thiserror::Error;
 
 use super::attach::io_error;
-use super::tables::{self, DropCount, DropMap, Flow, FlowMap};
+use super::tables::{self, Flow, FlowMap};
 use crate::sys::check;
 
 /// Where the BPF file system is mounted.
@@ -237,7 +237,6 @@ fn read_config(directory: &Path) -> Result<Config, PinError> {
 pub struct PinnedMaps {
     directory: PathBuf,
     flows: FlowMap,
-    drops: DropMap,
     config: Config,
 }
 
@@ -278,12 +277,8 @@ impl PinnedMaps {
         let flows: FlowMap =
             PerCpuHashMap::try_from(Map::PerCpuLruHashMap(open(&directory, maps::FLOWS)?))
                 .map_err(failed)?;
-        let drops: DropMap =
-            PerCpuArray::try_from(Map::PerCpuArray(open(&directory, maps::DROPS)?))
-                .map_err(failed)?;
         Ok(Self {
             flows,
-            drops,
             config,
             directory,
         })
@@ -308,14 +303,6 @@ impl PinnedMaps {
     /// As `bpf(2)`.
     pub fn flows(&self) -> io::Result<Vec<Flow>> {
         tables::read_flows(&self.flows)
-    }
-
-    /// Dropped packets by reason.
-    ///
-    /// # Errors
-    /// As `bpf(2)`.
-    pub fn drops(&self) -> io::Result<[DropCount; DropReason::ALL.len()]> {
-        tables::read_drops(&self.drops)
     }
 }
 

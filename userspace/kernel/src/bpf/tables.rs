@@ -82,7 +82,6 @@ fn sum(per_cpu: &[FlowCounters]) -> FlowCounters {
 }
 
 pub(super) type FlowMap = PerCpuHashMap<MapData, FlowKey, FlowCounters>;
-pub(super) type DropMap = PerCpuArray<MapData, DropCounters>;
 
 /// All flows, in no order; what left by AF_XDP is added to what the programs saw leave.
 pub(super) fn read_flows<T: Borrow<MapData>>(

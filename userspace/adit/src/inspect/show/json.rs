@@ -107,7 +107,7 @@ impl<'a> Interface<'a> {
                 .iter()
                 .map(|(name, count)| (name.as_str(), *count))
                 .collect(),
-            flows_counted: tunnel.counts.is_some(),
+            flows_counted: tunnel.flows.is_some(),
             peers: device
                 .peers
                 .iter()
