@@ -14,8 +14,19 @@ pub const MAX_LISTENERS: u32 = 1024;
 pub const MAX_DEVICES: u32 = 64;
 /// Entries in `xsks`: RX queues over all devices.
 pub const MAX_SLOTS: u32 = 1024;
-/// Entries in `sources`: sources whose handshakes are being limited. Under a flood of forged sources the oldest go.
+/// Entries in `sources` and in `strangers`: sources whose handshakes are being limited. Under a flood of forged sources
+/// the oldest go.
 pub const MAX_SOURCES: u32 = 16_384;
+
+/// Sustained handshake messages without a second MAC per second and source while under load. A peer sends one in five
+/// seconds and is answered with a cookie; more than one peer may sit behind an address.
+pub const STRANGER_PER_SECOND: u32 = 10;
+/// Such messages that a source may send at once.
+pub const STRANGER_BURST: u32 = 10;
+/// Such messages per second from all sources together. Checking and answering them takes a tenth of a processor.
+pub const STRANGERS_PER_SECOND: u32 = 20_000;
+/// Such messages at once from all sources.
+pub const STRANGERS_BURST: u32 = 2_000;
 
 /// Bytes in a data message with an empty payload (a keepalive): header 16, tag 16. WireGuard paper, section 5.4.6.
 pub const DATA_MESSAGE_MIN: u32 = 32;
@@ -312,6 +323,7 @@ mod tests {
             crate::programs::XDP,
             crate::programs::TC_INGRESS,
             crate::programs::TC_EGRESS,
+            crate::programs::SOCKET,
         ];
         for name in crate::maps::ALL.into_iter().chain(programs) {
             assert!(name.len() <= 15, "{name}");

@@ -11,7 +11,8 @@ pub use layout::EGRESS_XSK;
 pub use layout::{
     Address, Bucket, Config, DATA_MESSAGE_MIN, Device, Direction, DropCounters, DropReason, Family,
     FlowCounters, FlowKey, Handshake, LAYOUT_VERSION, ListenerKey, ListenerValue, MAX_DEVICES,
-    MAX_FLOWS, MAX_LISTENERS, MAX_SESSIONS, MAX_SLOTS, MAX_SOURCES, SessionKey, SessionValue,
+    MAX_FLOWS, MAX_LISTENERS, MAX_SESSIONS, MAX_SLOTS, MAX_SOURCES, STRANGER_BURST,
+    STRANGER_PER_SECOND, STRANGERS_BURST, STRANGERS_PER_SECOND, SessionKey, SessionValue,
     SourceKey, map_ipv4,
 };
 
@@ -34,6 +35,15 @@ pub mod maps {
     /// Slot ([`Device::first_slot`](crate::Device::first_slot) + RX queue) → AF_XDP socket.
     pub const XSKS: &str = "xsks";
 
+    /// [`SourceKey`](crate::SourceKey) → [`Bucket`](crate::Bucket), LRU: messages without a second MAC. Not pinned.
+    pub const STRANGERS: &str = "strangers";
+
+    /// Index 0 → [`Bucket`](crate::Bucket): messages without a second MAC from all sources. Not pinned.
+    pub const ALL_STRANGERS: &str = "all_strangers";
+
+    /// Index 0 → `u64`, per CPU: packets that the socket filter has dropped. They are in [`DROPS`], too. Not pinned.
+    pub const FILTERED: &str = "filtered";
+
     /// Index 0 → `u64`, from 1 up: changes after anything was taken out of [`LISTENERS`], [`SESSIONS`] or [`DEVICES`].
     /// Not pinned: it tells nothing.
     pub const EPOCH: &str = "epoch";
@@ -55,4 +65,6 @@ pub mod programs {
     pub const TC_INGRESS: &str = "adit_tc_ingress";
     /// Counts data messages that the tunnel sends.
     pub const TC_EGRESS: &str = "adit_tc_egress";
+    /// Drops junk, and handshake messages above their limits, in front of the UDP sockets.
+    pub const SOCKET: &str = "adit_socket";
 }

@@ -4,7 +4,7 @@ use adit_ebpf::{Direction, DropCounters, DropReason, FlowCounters, FlowKey};
 use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST, helpers::bpf_ktime_get_coarse_ns};
 use aya_log_ebpf::{debug, trace};
 
-use crate::maps::{DROPS, FLOWS, UNCLAIMED};
+use crate::maps::{DROPS, FILTERED, FLOWS, UNCLAIMED};
 
 /// Adds `packets` messages of `bytes` in total to a flow, which is created if it is new.
 #[inline(always)]
@@ -83,5 +83,14 @@ pub(crate) fn unclaimed() {
     if let Some(count) = UNCLAIMED.get_ptr_mut(0) {
         // SAFETY: the pointer comes from a lookup in this invocation; a value of eight bytes is written in one piece.
         unsafe { count.write_volatile(count.read_volatile() + 1) };
+    }
+}
+
+/// Notes that a socket gets one packet less.
+#[inline(always)]
+pub(crate) fn filtered() {
+    if let Some(count) = FILTERED.get_ptr_mut(0) {
+        // SAFETY: as in `add`.
+        unsafe { *count += 1 };
     }
 }

@@ -1,27 +1,71 @@
-//! The limit on handshake messages per source while userspace is under load.
+//! The limits on handshake messages while userspace is under load.
+//!
+//! Those with a second MAC are limited per source: it is forged, or its sender has been told a cookie. Those without are
+//! answered with a cookie at most, so few are enough for each source; and since their sources can all be forged, they
+//! have a limit together, which keeps a flood from taking the processor that existing sessions need.
 
-use adit_ebpf::{Bucket, Config, Family, SourceKey};
+use adit_ebpf::{
+    Bucket, Config, Family, STRANGER_BURST, STRANGER_PER_SECOND, STRANGERS_BURST,
+    STRANGERS_PER_SECOND, SourceKey,
+};
 use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_ktime_get_coarse_ns};
 
 use crate::{
-    maps::SOURCES,
+    maps::{ALL_STRANGERS, CONFIG, SOURCES, STRANGERS, Sources},
     words::{Words, bytes},
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// Whether a handshake message from `source` may pass now; takes its token if so.
-///
-/// Two CPUs that serve one source at the same instant may let one message too many through: a lock would cost every
-/// honest packet more than that costs us.
-#[inline(always)]
-pub(crate) fn admit(config: &Config, source: Words, family: Family) -> bool {
-    let rate = u64::from(config.handshakes_per_second);
-    if rate == 0 {
-        return false;
+/// A rate and a burst in units of time.
+struct Allowance {
+    /// Nanoseconds that one message costs.
+    cost: u64,
+    /// Nanoseconds of credit there can be.
+    full: u64,
+}
+
+impl Allowance {
+    /// `None` if nothing is allowed.
+    #[inline(always)]
+    fn new(per_second: u32, burst: u32) -> Option<Self> {
+        if per_second == 0 || burst == 0 {
+            return None;
+        }
+        let cost = SECOND_NS / u64::from(per_second);
+        Some(Self {
+            cost,
+            full: cost * u64::from(burst),
+        })
     }
-    let cost = SECOND_NS / rate;
-    let full = cost * u64::from(config.handshake_burst);
+
+    /// Takes a message's cost from a bucket; false if there is too little in it.
+    ///
+    /// Two CPUs that do so at the same instant may let one message too many through: a lock would cost every honest
+    /// packet more than that costs us.
+    #[inline(always)]
+    fn take(&self, bucket: &mut Bucket, now: u64) -> bool {
+        let mut credit = bucket.credit_ns + now.saturating_sub(bucket.last_ns);
+        if credit > self.full {
+            credit = self.full;
+        }
+        bucket.last_ns = now;
+        let enough = credit >= self.cost;
+        bucket.credit_ns = if enough { credit - self.cost } else { credit };
+        enough
+    }
+}
+
+/// The configuration, if handshake messages are to be limited.
+#[inline(always)]
+pub(crate) fn under_load() -> Option<&'static Config> {
+    CONFIG.get(0).filter(|config| config.under_load != 0)
+}
+
+/// Whether a handshake message from `source` may pass now; takes its token if so. `bare` says that its second MAC is
+/// missing.
+#[inline(always)]
+pub(crate) fn admit(config: &Config, source: Words, family: Family, bare: bool) -> bool {
     let prefix = match family {
         Family::V4 => source,
         Family::V6 => [source[0], 0],
@@ -31,33 +75,38 @@ pub(crate) fn admit(config: &Config, source: Words, family: Family) -> bool {
     };
     // SAFETY: the helper takes no argument and only reads the clock.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
-    if let Some(bucket) = SOURCES.get_ptr_mut(key) {
-        // SAFETY: the pointer comes from a lookup in this invocation. If the entry is evicted meanwhile the bucket of
-        // another source is charged once, which is harmless.
-        let bucket = unsafe { &mut *bucket };
-        let mut credit = bucket.credit_ns + now.saturating_sub(bucket.last_ns);
-        if credit > full {
-            credit = full;
-        }
-        bucket.last_ns = now;
-        if credit < cost {
-            bucket.credit_ns = credit;
-            return false;
-        }
-        bucket.credit_ns = credit - cost;
-        return true;
+    if !bare {
+        let allowance = Allowance::new(config.handshakes_per_second, config.handshake_burst);
+        return allowance.is_some_and(|allowance| allows(&allowance, &SOURCES, key, now));
     }
-    if full < cost {
+    let each = Allowance::new(STRANGER_PER_SECOND, STRANGER_BURST);
+    let all = Allowance::new(STRANGERS_PER_SECOND, STRANGERS_BURST);
+    let (Some(each), Some(all)) = (each, all) else {
+        return false;
+    };
+    if !allows(&each, &STRANGERS, key, now) {
         return false;
     }
+    match ALL_STRANGERS.get_ptr_mut(0) {
+        // SAFETY: the pointer comes from a lookup in this invocation; all bytes are a bucket, whoever wrote them last.
+        Some(bucket) => all.take(unsafe { &mut *bucket }, now),
+        None => true,
+    }
+}
+
+/// Whether a source has credit left; one that is not known has a full bucket.
+#[inline(always)]
+fn allows(allowance: &Allowance, sources: &Sources, key: SourceKey, now: u64) -> bool {
+    if let Some(bucket) = sources.get_ptr_mut(key) {
+        // SAFETY: the pointer comes from a lookup in this invocation. If the entry is evicted meanwhile the bucket of
+        // another source is charged once, which is harmless.
+        return allowance.take(unsafe { &mut *bucket }, now);
+    }
+    let bucket = Bucket {
+        credit_ns: allowance.full - allowance.cost,
+        last_ns: now,
+    };
     // A full map evicts the oldest source, so this fails only for want of memory; the message may pass then.
-    let _ = SOURCES.insert(
-        key,
-        Bucket {
-            credit_ns: full - cost,
-            last_ns: now,
-        },
-        u64::from(BPF_ANY),
-    );
+    let _ = sources.insert(key, bucket, u64::from(BPF_ANY));
     true
 }

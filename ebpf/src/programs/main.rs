@@ -1,4 +1,4 @@
-//! The eBPF programs: `adit_xdp`, `adit_tc_ingress` and `adit_tc_egress`.
+//! The eBPF programs: `adit_xdp`, `adit_tc_ingress`, `adit_tc_egress` and `adit_socket`.
 //!
 //! Built only for the BPF target, by `cargo xtask build-ebpf`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -11,7 +11,11 @@ mod limit;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod message;
+#[cfg(target_arch = "bpf")]
 mod recent;
+#[cfg(target_arch = "bpf")]
+mod socket;
 #[cfg(target_arch = "bpf")]
 mod tc;
 #[cfg(target_arch = "bpf")]

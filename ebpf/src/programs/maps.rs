@@ -48,9 +48,20 @@ pub(crate) static UNCLAIMED: Array<u64, 1> = Array::new();
 #[btf_map(name = "devices")]
 pub(crate) static DEVICES: HashMap<u32, Device, { MAX_DEVICES as usize }> = HashMap::new();
 
+/// Buckets of sources; the least recently used go first.
+pub(crate) type Sources = LruHashMap<SourceKey, Bucket, { MAX_SOURCES as usize }>;
+
 #[btf_map(name = "sources")]
-pub(crate) static SOURCES: LruHashMap<SourceKey, Bucket, { MAX_SOURCES as usize }> =
-    LruHashMap::new();
+pub(crate) static SOURCES: Sources = LruHashMap::new();
+
+#[btf_map(name = "strangers")]
+pub(crate) static STRANGERS: Sources = LruHashMap::new();
+
+#[btf_map(name = "all_strangers")]
+pub(crate) static ALL_STRANGERS: Array<Bucket, 1> = Array::new();
+
+#[btf_map(name = "filtered")]
+pub(crate) static FILTERED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 #[map(name = "xsks")]
 pub(crate) static XSKS: XskMap = XskMap::with_max_entries(MAX_SLOTS, 0);

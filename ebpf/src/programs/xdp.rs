@@ -5,8 +5,8 @@
 //! left to the network stack, which knows all the rules.
 
 use adit_ebpf::{
-    Config, DATA_MESSAGE_MIN, Device, Direction, DropReason, Family, FlowKey, Handshake,
-    ListenerKey, SessionKey,
+    Config, DATA_MESSAGE_MIN, Device, Direction, DropReason, Family, FlowKey, ListenerKey,
+    SessionKey,
 };
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
@@ -18,6 +18,7 @@ use aya_ebpf::{
 use crate::{
     count, limit,
     maps::{CONFIG, DEVICES, LISTENERS, SESSIONS, XSKS},
+    message::{Message, classify, second_mac},
     recent::{self, Place},
     words::{Words, bytes, ipv4_words},
 };
@@ -310,18 +311,10 @@ fn decide(ctx: &XdpContext, outer: &Outer, available: u64) -> u32 {
     };
     // SAFETY: `at` has checked the bounds; alignment 1.
     let kind = u32::from_le_bytes(unsafe { *kind });
-    if let Some(exact) = Handshake::length(kind) {
-        return handshake(ctx, outer, exact);
-    }
-    if kind != 4 {
-        let reason = match kind & 0xff {
-            1..=4 => DropReason::Reserved,
-            _ => DropReason::UnknownType,
-        };
-        return drop(ctx, reason, outer);
-    }
-    if outer.length < DATA_MESSAGE_MIN {
-        return drop(ctx, DropReason::TooShort, outer);
+    match classify(kind, outer.length) {
+        Ok(Message::Data) => {}
+        Ok(Message::Handshake) => return handshake(ctx, outer, kind),
+        Err(reason) => return drop(ctx, reason, outer),
     }
     if !is_steering() {
         return XDP_PASS;
@@ -344,20 +337,22 @@ fn decide(ctx: &XdpContext, outer: &Outer, available: u64) -> u32 {
 }
 
 #[inline(always)]
-fn handshake(ctx: &XdpContext, outer: &Outer, exact: u32) -> u32 {
-    if outer.length < exact {
-        return drop(ctx, DropReason::TooShort, outer);
-    }
-    if outer.length > exact {
-        return drop(ctx, DropReason::HandshakeLength, outer);
-    }
-    match CONFIG.get(0) {
-        Some(config)
-            if config.under_load != 0 && !limit::admit(config, outer.source, outer.family) =>
-        {
-            drop(ctx, DropReason::RateLimited, outer)
-        }
-        _ => XDP_PASS,
+fn handshake(ctx: &XdpContext, outer: &Outer, kind: u32) -> u32 {
+    let Some(config) = limit::under_load() else {
+        return XDP_PASS;
+    };
+    let bare = match second_mac(kind, outer.length) {
+        None => false,
+        Some(offset) => match at::<[[u8; 8]; 2]>(ctx, outer.payload + offset as usize) {
+            // SAFETY: `at` has checked the bounds; alignment 1.
+            Some(mac) => (unsafe { *mac }) == [[0; 8]; 2],
+            None => return XDP_PASS,
+        },
+    };
+    if limit::admit(config, outer.source, outer.family, bare) {
+        XDP_PASS
+    } else {
+        drop(ctx, DropReason::RateLimited, outer)
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use adit_tests::daemon::Options;
 use adit_tests::flood::Flood;
 use adit_tests::initiators::Initiators;
 use adit_tests::ping::ping_all;
@@ -19,6 +20,7 @@ use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 
 use crate::documents;
+use crate::lesser_kernels::daemon_without_ebpf;
 
 /// Strangers whose initiations are sent, each from all of the flood's sources.
 const STRANGERS: u16 = 20;
@@ -36,9 +38,11 @@ fn counter(site: &Site, name: &str) -> Result<u64> {
 
 /// Initiations with a right first MAC, as anybody can make who knows the public key, from a thousand sources: costly to
 /// answer, so from those who cannot be reached at their address the daemon only wants cookies. Meanwhile streams flow.
-#[test]
-fn a_flood_of_initiations_with_right_macs() -> Result<()> {
-    let mut pair = Pair::connected(&PairOptions::default())?;
+fn flood_with_initiations(right: Options) -> Result<()> {
+    let mut pair = Pair::connected(&PairOptions {
+        right,
+        ..PairOptions::default()
+    })?;
     let (left, right) = (&pair.left, &pair.right);
     let IpAddr::V4(address) = right.outer(Family::V4) else {
         anyhow::bail!("no IPv4 address");
@@ -93,6 +97,17 @@ fn a_flood_of_initiations_with_right_macs() -> Result<()> {
     );
     ping_all(&left.namespace, right.inner(Family::V4), 10, 1000)?;
     pair.check_running()
+}
+
+#[test]
+fn a_flood_of_initiations_with_right_macs() -> Result<()> {
+    flood_with_initiations(Options::default())
+}
+
+/// Each of them reaches the daemon, which has no help of the kernel.
+#[test]
+fn a_flood_of_initiations_without_a_filter() -> Result<()> {
+    flood_with_initiations(daemon_without_ebpf()?)
 }
 
 /// A thousand clients that say nothing: a few are kept, the device and other clients are served.

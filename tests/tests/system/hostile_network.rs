@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use adit_tests::command::Running;
+use adit_tests::daemon::Options;
 use adit_tests::packet_socket::{PacketSocket, udp_payload};
 use adit_tests::ping::ping_all;
 use adit_tests::transfer::tcp;
@@ -13,6 +14,8 @@ use adit_tests::tunnel::{Family, PORT, Pair, PairOptions, WAN};
 use adit_tests::wait::wait_until;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
+
+use crate::lesser_kernels::daemon_without_ebpf;
 
 /// Bytes that look like nothing, but are the same in every run.
 fn noise(length: usize, seed: usize) -> Vec<u8> {
@@ -62,9 +65,15 @@ fn stranger(pair: &Pair, outer: Family) -> Result<UdpSocket> {
 
 #[test]
 fn every_type_wrong_in_every_way() -> Result<()> {
-    for outer in [Family::V4, Family::V6] {
+    // Where there is a filter in front of the socket, the daemon itself sees little of this.
+    for (outer, right) in [
+        (Family::V4, Options::default()),
+        (Family::V4, daemon_without_ebpf()?),
+        (Family::V6, daemon_without_ebpf()?),
+    ] {
         let mut pair = Pair::connected(&PairOptions {
             outer,
+            right,
             ..PairOptions::default()
         })?;
         let endpoint = pair.right.peer(&pair.left)?.endpoint;
@@ -90,7 +99,19 @@ fn every_type_wrong_in_every_way() -> Result<()> {
 /// Real messages of the tunnel, taken from the wire: replayed, cut short, lengthened, with one bit changed.
 #[test]
 fn captured_messages() -> Result<()> {
-    let mut pair = Pair::new(&PairOptions::default())?;
+    captured_messages_for(Options::default())
+}
+
+#[test]
+fn captured_messages_without_a_filter() -> Result<()> {
+    captured_messages_for(daemon_without_ebpf()?)
+}
+
+fn captured_messages_for(right: Options) -> Result<()> {
+    let mut pair = Pair::new(&PairOptions {
+        right,
+        ..PairOptions::default()
+    })?;
     let wire = PacketSocket::open(&pair.left.namespace, WAN)?;
     pair.wait_connected()?;
     let socket = stranger(&pair, Family::V4)?;

@@ -88,6 +88,16 @@ impl Number for libc::Ioctl {
     }
 }
 
+/// A kernel without eBPF.
+fn no_bpf() -> Rule {
+    Rule::new(libc::SYS_bpf, libc::ENOSYS)
+}
+
+/// A daemon on a kernel without eBPF.
+pub(crate) fn daemon_without_ebpf() -> Result<Options> {
+    without(&[no_bpf()], "", &[])
+}
+
 /// A daemon for which these calls fail.
 fn without(rules: &[Rule], arguments: &str, environment: &[(&str, &str)]) -> Result<Options> {
     let refuse = env!("CARGO_BIN_EXE_adit-refuse");
@@ -347,6 +357,15 @@ fn xdp_without_its_extras() -> Result<()> {
 
 #[test]
 fn without_ebpf() -> Result<()> {
-    let pair = works(&[Rule::new(libc::SYS_bpf, libc::ENOSYS)], "")?;
+    let pair = works(&[no_bpf()], "")?;
     said(&pair, "no eBPF")
+}
+
+#[test]
+fn udp_without_filters() -> Result<()> {
+    let pair = works(
+        &[Rule::set_option(libc::SOL_SOCKET, libc::SO_ATTACH_BPF)],
+        "",
+    )?;
+    said(&pair, "no filter in front of the UDP sockets")
 }

@@ -13,8 +13,8 @@ use adit_tests::udp_flow::{Delivery, Flow};
 use anyhow::{Context as _, Result, ensure};
 use nix::libc;
 
+use crate::flood::receive_buffer_errors;
 use crate::xdp::{NATIVE, Traffic, wait_steering};
-use crate::xdp_flood::receive_buffer_errors;
 
 /// How a call fails: the name for messages, and the errno.
 type Fault = (&'static str, u64);

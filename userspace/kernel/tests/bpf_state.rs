@@ -8,6 +8,7 @@ mod packets;
 
 use std::os::fd::AsFd as _;
 
+use adit_ebpf::{STRANGER_BURST, STRANGER_PER_SECOND, STRANGERS_BURST, STRANGERS_PER_SECOND};
 use adit_kernel::bpf::{
     Direction, DropReason, EventLevel, Hook, Listener, LoadOptions, RateLimit, Steering,
 };
@@ -15,7 +16,7 @@ use bench::{
     Bench, DROP, HOST, HOST6, LIVE, LOOPBACK, PASS, PEER, PEER6, REDIRECT, UNSPEC, changed, good,
     good6, isolated, listener, payload,
 };
-use packets::{Datagram, data, handshake, with_extension_header};
+use packets::{Datagram, bare_initiation, data, handshake, with_extension_header};
 
 #[test]
 fn only_what_is_redirected_counts_as_a_flow() {
@@ -280,6 +281,50 @@ fn handshakes_are_limited_per_source_only_under_load() {
         };
         bench.steering.set_under_load(Some(none)).unwrap();
         assert_eq!(bench.xdp(&frame("192.0.2.9:1")), DROP);
+    });
+}
+
+#[test]
+fn messages_without_a_second_mac_have_limits_of_their_own() {
+    isolated(|| {
+        let mut bench = Bench::new(EventLevel::Off);
+        let bare = |source: &str| Datagram::new(source, HOST, bare_initiation()).frame();
+        let proven = |source: &str| Datagram::new(source, HOST, handshake(1, 148)).frame();
+        let limit = RateLimit::default();
+        bench.steering.set_under_load(Some(limit)).unwrap();
+        let start = std::time::Instant::now();
+        let mut passed = |frame: &[u8], times: u32| {
+            let passed = (0..times).filter(|_| bench.xdp(frame) == PASS).count();
+            (passed, start.elapsed())
+        };
+        let within = |(passed, elapsed): (usize, std::time::Duration), burst: u32, rate: u32| {
+            let most = f64::from(burst) + 1.0 + elapsed.as_secs_f64() * f64::from(rate);
+            let passed = passed as f64;
+            assert!(
+                (f64::from(burst)..=most).contains(&passed),
+                "{passed} of {burst} to {most}"
+            );
+        };
+        within(
+            passed(&bare(PEER), 200),
+            STRANGER_BURST,
+            STRANGER_PER_SECOND,
+        );
+        // Who has a cookie is not harmed by who has none and says to be him.
+        let burst = limit.burst.min(200);
+        within(passed(&proven(PEER), 200), burst, limit.per_second);
+        // Each source has a burst of its own, but not all of them together.
+        let mut all = 0;
+        let sources = 2 * STRANGERS_BURST / STRANGER_BURST;
+        for number in 0..sources {
+            let [high, low] = u16::try_from(number).unwrap().to_be_bytes();
+            all += passed(&bare(&format!("203.0.{high}.{low}:9")), STRANGER_BURST).0;
+        }
+        let (_, elapsed) = passed(&bare(PEER), 0);
+        let most =
+            f64::from(STRANGERS_BURST) + elapsed.as_secs_f64() * f64::from(STRANGERS_PER_SECOND);
+        assert!(all as f64 <= most + 1.0, "{all} in {elapsed:?}");
+        assert!(all >= STRANGERS_BURST as usize / 2, "{all} in {elapsed:?}");
     });
 }
 

@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use adit_kernel::udp::UdpGroup;
@@ -35,6 +34,7 @@ impl Control {
     /// Goes on where [`stand_still`](Self::stand_still) stopped.
     pub(crate) fn go_on(&mut self) {
         self.standing = false;
+        self.steerer.guard_again();
         self.shared.go_on();
         self.underlay_changed = true;
         self.refresh_underlay();
@@ -170,7 +170,7 @@ impl Control {
 
     /// Takes over open sockets, for when the interface is seen to be up.
     pub(crate) fn inherit_sockets(&mut self, sockets: Option<UdpGroup>) {
-        self.inherited = sockets.map(Arc::new);
+        self.inherited = sockets;
     }
 }
 

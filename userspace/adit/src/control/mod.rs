@@ -51,7 +51,7 @@ pub struct Control {
     /// To the service manager, if there is one.
     reports: Option<service::Reports>,
     /// Sockets of the daemon that ran before, until the interface is seen to be up.
-    inherited: Option<Arc<UdpGroup>>,
+    inherited: Option<UdpGroup>,
     /// Another process may be about to take the device over.
     standing: bool,
     /// Lines that tell how the daemon was started.
@@ -109,8 +109,7 @@ impl Control {
         self.up = up;
         if up {
             if let Some(sockets) = inherited {
-                self.port = sockets.port();
-                self.shared.replace_sockets(Some(sockets));
+                self.use_sockets(sockets);
             } else if let Err(error) = self.bind(self.port) {
                 tracing::error!(
                     port = self.port,
@@ -141,15 +140,19 @@ impl Control {
             fwmark: self.mark,
             ..self.options
         };
-        let sockets = UdpGroup::bind(port, &options, self.shared.queues())?;
-        self.port = sockets.port();
-        self.shared.replace_sockets(Some(Arc::new(sockets)));
+        self.use_sockets(UdpGroup::bind(port, &options, self.shared.queues())?);
         self.underlay_changed = true;
         // Addresses of the old socket say nothing about the new one's.
         for link in self.device.links() {
             link.clear_source();
         }
         Ok(())
+    }
+
+    fn use_sockets(&mut self, mut sockets: UdpGroup) {
+        self.steerer.guard(&mut sockets);
+        self.port = sockets.port();
+        self.shared.replace_sockets(Some(Arc::new(sockets)));
     }
 
     fn set_listen_port(&mut self, port: u16) -> Result<(), Errno> {
@@ -242,6 +245,9 @@ impl Control {
     /// Called once a second.
     fn tick(&mut self) {
         let now = instant();
+        // What is refused in front of the sockets would wait for us otherwise.
+        let refused = self.steerer.refused_handshakes();
+        self.device.note_backlog(now, refused);
         self.steerer.set_under_load(self.device.is_under_load(now));
         // The port may be free by now: a data thread lets go of the old sockets when its batch ends.
         if self.up && self.shared.sockets.load().is_none() && self.bind(self.port).is_ok() {

@@ -23,9 +23,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use adit_kernel::bpf::{
-    Direction, EventLevel, Events, Listener, LoadOptions, RateLimit, SentFlows, Sessions, Steering,
+    Direction, DropReason, EventLevel, Events, Listener, LoadOptions, RateLimit, SentFlows,
+    Sessions, Steering,
 };
 use adit_kernel::netlink::{self, Link, NeighbourChange};
+use adit_kernel::udp::UdpGroup;
 use adit_protocol::{Endpoint, Instant, PeerId};
 use anyhow::{Context as _, Result};
 use tracing::level_filters::LevelFilter;
@@ -58,6 +60,8 @@ pub struct Steerer {
     leading: BTreeSet<u32>,
     listeners: Vec<Listener>,
     under_load: bool,
+    /// Handshake messages refused for their rate at the last look.
+    refused: u64,
     sockets: Option<Sockets>,
     watchdog: Watchdog,
     next_hops: NextHops,
@@ -105,6 +109,7 @@ impl Steerer {
             leading: BTreeSet::new(),
             listeners: Vec::new(),
             under_load: false,
+            refused: 0,
             sockets: None,
             watchdog: Watchdog::default(),
             next_hops: NextHops::new(Arc::clone(&shared)),
@@ -196,6 +201,9 @@ impl Steerer {
                     "XDP cannot hold all sessions; packets come in by the UDP socket"
                 );
             }
+            if let Some(sockets) = self.shared.sockets.load().as_ref() {
+                sockets.take_filter_off();
+            }
             self.steer();
         }
     }
@@ -209,7 +217,42 @@ impl Steerer {
         }
     }
 
-    /// Limits handshake messages in XDP, or stops doing so.
+    /// Keeps what nobody needs out of sockets that are about to be used.
+    pub fn guard(&self, sockets: &mut UdpGroup) {
+        let programs = self.programs.as_ref();
+        let programs = programs.filter(|programs| !programs.sessions_incomplete);
+        let filter = programs.map(|programs| programs.steering.socket_filter());
+        if let Err(error) = sockets.set_filter(filter) {
+            tracing::info!(%error, "no filter in front of the UDP sockets");
+        }
+    }
+
+    /// As [`guard`](Self::guard), for sockets that another process may have had meanwhile.
+    pub fn guard_again(&self) {
+        let incomplete = |programs: &Programs| programs.sessions_incomplete;
+        if let Some(sockets) = self.shared.sockets.load().as_ref()
+            && !self.programs.as_ref().is_some_and(incomplete)
+            && let Err(error) = sockets.renew_filter()
+        {
+            tracing::info!(%error, "no filter in front of the UDP sockets");
+        }
+    }
+
+    /// Handshake messages that the programs have refused for their rate since the last call.
+    pub fn refused_handshakes(&mut self) -> usize {
+        let programs = self.programs.as_ref();
+        let Some(drops) = programs.and_then(|programs| programs.steering.drops().ok()) else {
+            return 0;
+        };
+        let refused = drops
+            .iter()
+            .filter(|drop| drop.reason == DropReason::RateLimited);
+        let refused = refused.map(|drop| drop.packets).sum();
+        let before = std::mem::replace(&mut self.refused, refused);
+        usize::try_from(refused.saturating_sub(before)).unwrap_or(usize::MAX)
+    }
+
+    /// Limits handshake messages in front of the sockets, or stops doing so.
     pub fn set_under_load(&mut self, under_load: bool) {
         if self.under_load == under_load {
             return;
@@ -218,7 +261,7 @@ impl Steerer {
         if let Some(programs) = &mut self.programs {
             let limit = under_load.then(RateLimit::default);
             if let Err(error) = programs.steering.set_under_load(limit) {
-                tracing::debug!(error = error_chain(&error), "no handshake limit in XDP");
+                tracing::debug!(error = error_chain(&error), "no handshake limit by eBPF");
             }
         }
     }

@@ -34,6 +34,7 @@
 //! |---|---|
 //! | `steering` | the programs as a whole |
 //! | `attach` | XDP and tc links, and whether they are still there |
+//! | `filter` | the program in front of UDP sockets |
 //! | `foreign` | which program of somebody else's is on an interface |
 //! | `pin` | `/sys/fs/bpf/adit/IFACE/v1` |
 //! | `tables` | flows, drops, sessions |
@@ -43,6 +44,7 @@
 
 mod attach;
 mod events;
+mod filter;
 mod foreign;
 mod pin;
 mod sent;
@@ -52,6 +54,7 @@ mod tables;
 
 pub use attach::{AttachError, LinkState, TcMode, XdpMode};
 pub use events::{EventLevel, Events};
+pub use filter::SocketFilter;
 pub use foreign::{ForeignProgram, attached_program};
 pub use pin::{BPFFS, PinError, PinnedMaps};
 pub use sent::SentFlows;

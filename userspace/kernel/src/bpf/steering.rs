@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use super::attach::{AttachError, Link, LinkState, TcAttachment, TcMode, XdpMode, io_error};
 use super::events::{EventLevel, Events};
+use super::filter::SocketFilter;
 use super::pin::{self, PinError, Pins};
 use super::sent::SentFlows;
 use super::sys::raise_locked_memory_limit;
@@ -159,6 +160,7 @@ pub struct Steering {
     events: Option<Events>,
     config: Config,
     epoch: Epoch,
+    filter: SocketFilter,
     listeners: HashSet<Listener>,
     devices: Vec<Slots>,
 }
@@ -189,6 +191,7 @@ impl Steering {
                 .load()
                 .map_err(|error| refused(name, &error))?;
         }
+        let filter = SocketFilter::load(&mut ebpf)?;
         let events = match options.events {
             EventLevel::Off => None,
             _ => Events::new(&mut ebpf),
@@ -213,6 +216,7 @@ impl Steering {
                 owner_started: pin::started(pid).unwrap_or(0),
             },
             epoch,
+            filter,
             listeners: HashSet::new(),
             devices: Vec::new(),
         };
@@ -281,6 +285,13 @@ impl Steering {
             map,
             epoch: self.epoch.clone(),
         })
+    }
+
+    /// The program for UDP sockets. It drops data messages for receiver indices that are not live, so sockets may have it only
+    /// while [`sessions`](Self::sessions) has all of them.
+    #[must_use]
+    pub fn socket_filter(&self) -> SocketFilter {
+        self.filter.clone()
     }
 
     /// A handle to the flows, for counting what leaves by AF_XDP.
@@ -643,7 +654,7 @@ pub(super) fn missing(map: &'static str) -> MapError {
     }
 }
 
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
@@ -662,7 +673,7 @@ fn load_error(error: &aya::EbpfError) -> LoadError {
     }
 }
 
-fn refused(program: &'static str, error: &ProgramError) -> LoadError {
+pub(super) fn refused(program: &'static str, error: &ProgramError) -> LoadError {
     let source = io_error(error);
     match (error, source.raw_os_error()) {
         (_, Some(libc::EPERM)) => LoadError::Permission(source),

@@ -1,8 +1,11 @@
 //! Sockets for several threads on one port: `SO_REUSEPORT`, `net/core/sock_reuseport.c`.
 
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{Family, UdpError, UdpOptions, UdpSocket, UdpSockets};
+use crate::bpf::SocketFilter;
 
 /// One pair of sockets per receiving thread, all on one port.
 ///
@@ -12,9 +15,26 @@ use super::{Family, UdpError, UdpOptions, UdpSocket, UdpSockets};
 pub struct UdpGroup {
     first: UdpSockets,
     others: Box<[UdpSockets]>,
+    filter: Option<SocketFilter>,
+    /// What [`drops`](Self::drops) was when nothing had been told.
+    drops_before: AtomicU32,
+    /// The most that [`receive_drops`](Self::receive_drops) has told.
+    drops_told: AtomicU32,
 }
 
 impl UdpGroup {
+    fn new(first: UdpSockets, others: Box<[UdpSockets]>) -> Self {
+        let group = Self {
+            first,
+            others,
+            filter: None,
+            drops_before: AtomicU32::new(0),
+            drops_told: AtomicU32::new(0),
+        };
+        group.begin_counting();
+        group
+    }
+
     /// Opens `count` pairs, at least one; `port` 0 picks one that is free in both families.
     ///
     /// # Errors
@@ -39,10 +59,7 @@ impl UdpGroup {
                 });
             }
         }
-        Ok(Self {
-            first,
-            others: others.into(),
-        })
+        Ok(Self::new(first, others.into()))
     }
 
     /// Takes over the sockets of a group that another process had, in the order of
@@ -72,16 +89,51 @@ impl UdpGroup {
             }
         }
         let mut members = members.into_iter();
-        Ok(members.next().map(|first| Self {
-            first,
-            others: members.collect(),
-        }))
+        Ok(members
+            .next()
+            .map(|first| Self::new(first, members.collect())))
     }
 
     /// All sockets, to be passed to another process.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.sockets().map(UdpSocket::as_fd)
+    }
+
+    fn sockets(&self) -> impl Iterator<Item = &UdpSocket> {
         let members = std::iter::once(&self.first).chain(&self.others);
-        members.flat_map(UdpSockets::iter).map(UdpSocket::as_fd)
+        members.flat_map(UdpSockets::iter)
+    }
+
+    /// Puts a filter in front of all sockets, or takes the one away that they have, perhaps from another process.
+    ///
+    /// # Errors
+    /// As `setsockopt(2)`; none of them has a filter then.
+    pub fn set_filter(&mut self, filter: Option<SocketFilter>) -> io::Result<()> {
+        self.filter = filter;
+        self.renew_filter()
+    }
+
+    /// Does again what [`set_filter`](Self::set_filter) did, if another process has had the sockets meanwhile.
+    ///
+    /// # Errors
+    /// As [`set_filter`](Self::set_filter).
+    pub fn renew_filter(&self) -> io::Result<()> {
+        self.begin_counting();
+        let Some(filter) = &self.filter else {
+            self.take_filter_off();
+            return Ok(());
+        };
+        let attached = self
+            .sockets()
+            .try_for_each(|socket| filter.attach(socket.as_fd()));
+        attached.inspect_err(|_| self.take_filter_off())
+    }
+
+    /// Lets everything through.
+    pub fn take_filter_off(&self) {
+        for socket in self.sockets() {
+            SocketFilter::detach(socket.as_fd());
+        }
     }
 
     /// The sockets of thread `index`; those of the first for a thread that has none of its own.
@@ -91,14 +143,39 @@ impl UdpGroup {
         other.unwrap_or(&self.first)
     }
 
-    /// Datagrams that the kernel dropped for want of room in the receive buffers, since the sockets were opened.
+    /// Datagrams that the kernel dropped for want of room in the receive buffers, since the sockets were opened or taken over.
+    /// It never tells less than before.
     #[must_use]
     pub fn receive_drops(&self) -> u64 {
-        let pairs = std::iter::once(&self.first).chain(&self.others);
-        pairs
-            .flat_map(UdpSockets::iter)
-            .map(|socket| u64::from(socket.receive_drops().unwrap_or(0)))
-            .sum()
+        let drops = self
+            .drops()
+            .wrapping_sub(self.drops_before.load(Ordering::Relaxed));
+        // What the filter drops between the two readings is subtracted and not counted yet.
+        let drops = if drops.cast_signed() < 0 { 0 } else { drops };
+        let told = self.drops_told.fetch_max(drops, Ordering::Relaxed);
+        told.max(drops).into()
+    }
+
+    /// Goes on from what has been told: whatever was dropped meanwhile, another process's filter may have dropped.
+    fn begin_counting(&self) {
+        let told = self.drops_told.load(Ordering::Relaxed);
+        self.drops_before
+            .store(self.drops().wrapping_sub(told), Ordering::Relaxed);
+    }
+
+    /// What the kernel has counted, less what the filter has dropped, modulo 2^32.
+    fn drops(&self) -> u32 {
+        let counts = self
+            .sockets()
+            .map(|socket| socket.receive_drops().unwrap_or(0));
+        let all = counts.fold(0, u32::wrapping_add);
+        let filtered = self
+            .filter
+            .as_ref()
+            .and_then(|filter| filter.dropped().ok());
+        // The kernel's counts wrap at 32 bits.
+        let filtered = filtered.unwrap_or(0) % (1 << 32);
+        all.wrapping_sub(u32::try_from(filtered).unwrap_or(0))
     }
 
     /// The port of all.

@@ -125,10 +125,17 @@ pub fn data(receiver: u32, counter: u64, length: usize) -> Vec<u8> {
     message
 }
 
-/// A handshake message of `kind`, `length` bytes in all.
+/// A handshake message of `kind`, `length` bytes in all, none of them zero behind the type.
 pub fn handshake(kind: u8, length: usize) -> Vec<u8> {
     let mut message = vec![kind, 0, 0, 0];
     message.resize(length, 0x55);
+    message
+}
+
+/// An initiation without a second MAC.
+pub fn bare_initiation() -> Vec<u8> {
+    let mut message = handshake(1, 132);
+    message.resize(148, 0);
     message
 }
 

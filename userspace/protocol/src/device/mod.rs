@@ -224,8 +224,8 @@ impl<K: TransportKey> Device<K> {
         self.core.counters
     }
 
-    /// Says how many handshake messages wait to be handled. 512 or more mean that we are under load,
-    /// and for a second after that.
+    /// Says how many handshake messages wait to be handled, or were kept from us for their rate in the
+    /// last second. 512 or more mean that we are under load, and for a second after that.
     pub fn note_backlog(&mut self, now: Instant, queued: usize) {
         if queued >= self.core.limits.under_load_backlog {
             self.core.loaded_at = Some(now);

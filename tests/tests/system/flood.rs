@@ -1,5 +1,5 @@
-//! Junk for the tunnel's port from forged sources: dropped in front of the stack, counted by reason, without harm to the
-//! tunnel or to the counters of its flows.
+//! Junk for the tunnel's port from forged sources: dropped by XDP or in front of the UDP socket, counted by reason, without
+//! harm to the tunnel or to the counters of its flows.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use adit_tests::flood::{Flood, Junk, SOURCES};
 use adit_tests::ping::ping_all;
 use adit_tests::transfer::tcp;
-use adit_tests::tunnel::{Family, PORT, Pair, WAN};
+use adit_tests::tunnel::{Family, PORT, Pair, PairOptions, WAN};
 use adit_tests::wait::wait_until;
 use adit_tests::{Namespace, uapi};
 use anyhow::{Context as _, Result, ensure};
@@ -24,7 +24,7 @@ const UNKNOWN_TYPE: usize = 2;
 const DEAD_INDEX: usize = 4;
 const RATE_LIMITED: usize = 5;
 
-/// The kinds of junk that XDP tells by themselves, and the reasons.
+/// The kinds of junk that the programs tell by themselves, and the reasons.
 const TOLD: [(Junk, usize); 4] = [
     (Junk::Random, UNKNOWN_TYPE),
     (Junk::DeadIndex, DEAD_INDEX),
@@ -44,7 +44,7 @@ fn flood(pair: &Pair) -> Result<Flood> {
 /// Where a frame of a flood can end.
 #[derive(Debug, Clone)]
 struct Account {
-    /// In XDP, by reason.
+    /// In XDP or in front of the socket, by reason.
     dropped: Vec<u64>,
     /// On the wire, for want of room: veth counts that at the sender.
     lost: u64,
@@ -123,10 +123,8 @@ fn only_real_flows(pair: &Pair) -> Result<()> {
 }
 
 /// As fast as this machine sends: every frame is accounted for, and each kind by its reason.
-#[test]
-fn every_frame_of_a_flood_is_counted() -> Result<()> {
+fn count_every_frame(mut pair: Pair) -> Result<()> {
     const ROUNDS: u64 = 200;
-    let mut pair = NATIVE.steering_pair()?;
     pair.wait_connected()?;
     let (flood, before) = (flood(&pair)?, Account::of(&pair)?);
     let rounds = flood.run(&AtomicBool::new(true), ROUNDS)?;
@@ -155,15 +153,25 @@ fn every_frame_of_a_flood_is_counted() -> Result<()> {
         others.map(|(_, count)| count).sum::<u64>() == 0,
         "{account:?}"
     );
+    let not_read = uapi::number(pair.right.interface(), "adit_drop_ingress_socket_buffer")?;
+    ensure!(not_read == account.not_read, "{not_read}: {account:?}");
     only_real_flows(&pair)?;
     ping_all(&pair.left.namespace, pair.right.inner(Family::V4), 10, 1000)?;
     pair.check_running()
 }
 
-/// As fast as this machine sends, beside real traffic, for as long as that takes.
 #[test]
-fn the_tunnel_works_under_a_flood() -> Result<()> {
-    let mut pair = NATIVE.steering_pair()?;
+fn every_frame_is_counted_by_xdp() -> Result<()> {
+    count_every_frame(NATIVE.steering_pair()?)
+}
+
+#[test]
+fn every_frame_is_counted_in_front_of_the_socket() -> Result<()> {
+    count_every_frame(Pair::connected(&PairOptions::default())?)
+}
+
+/// As fast as this machine sends, beside real traffic, for as long as that takes.
+fn work_under_a_flood(mut pair: Pair, by_xdp: bool) -> Result<()> {
     pair.wait_connected()?;
     let flood = flood(&pair)?;
     let before = (dropped(&pair)?, Traffic::of(&pair.right)?);
@@ -192,8 +200,23 @@ fn the_tunnel_works_under_a_flood() -> Result<()> {
         );
     }
     let traffic = Traffic::of(&pair.right)?.since(before.1);
-    ensure!(traffic.socket == 0 && traffic.xsk > 1000, "{traffic:?}");
+    let [ours, other] = if by_xdp {
+        [traffic.xsk, traffic.socket]
+    } else {
+        [traffic.socket, traffic.xsk]
+    };
+    ensure!(other == 0 && ours > 1000, "{traffic:?}");
     only_real_flows(&pair)?;
     ping_all(&pair.left.namespace, pair.right.inner(Family::V4), 10, 1000)?;
     pair.check_running()
+}
+
+#[test]
+fn the_tunnel_works_by_xdp() -> Result<()> {
+    work_under_a_flood(NATIVE.steering_pair()?, true)
+}
+
+#[test]
+fn the_tunnel_works_by_the_socket() -> Result<()> {
+    work_under_a_flood(Pair::connected(&PairOptions::default())?, false)
 }
