@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use adit_tests::Namespace;
 use adit_tests::daemon::Options;
+use adit_tests::faults::{Call, Faults};
 use adit_tests::ping::wait_reachable;
 use adit_tests::relay::{Counts, Rate, Relay, Weather};
 use adit_tests::transfer::tcp_at_once;
@@ -12,6 +13,7 @@ use adit_tests::tunnel::{Family, HANDSHAKE_LIMIT, PORT, Pair, Site, WAN};
 use adit_tests::udp_flow::Flow;
 use anyhow::{Context as _, Result, ensure};
 
+use crate::system_call_faults::FAULTS as ERRORS;
 use crate::xdp::{NATIVE, Traffic, wait_steering};
 
 /// Two sites that reach each other through a relay on a third host.
@@ -215,6 +217,88 @@ fn streams_arrive_by_af_xdp() -> Result<()> {
         ensure!(traffic.xsk > 1000, "{traffic:?}");
     }
     Ok(())
+}
+
+/// Bytes of each stream under a combination.
+const COMBINED_BYTES: usize = 96 << 10;
+
+impl Fault {
+    /// Those whose bit in `set` is 1, more often than in the storm: the streams are short.
+    fn combined(set: usize) -> Weather {
+        let chosen = |name| {
+            let place = FAULTS.iter().position(|fault| fault.name == name);
+            place.is_some_and(|place| set >> place & 1 == 1)
+        };
+        let chance = |name, chance| if chosen(name) { 3 * chance } else { 0 };
+        Weather {
+            loss: chance("loss", STORM.loss),
+            duplication: chance("duplication", STORM.duplication),
+            reordering: chance("reordering", STORM.reordering),
+            corruption: chance("corruption", STORM.corruption),
+            truncation: chance("truncation", STORM.truncation),
+            delay: if chosen("delay") {
+                STORM.delay
+            } else {
+                FAIR.delay
+            },
+            rate: STORM.rate.filter(|_| chosen("rate limit")),
+        }
+    }
+}
+
+/// All subsets of the faults, one after the other, under streams in both directions.
+#[test]
+fn streams_arrive_through_every_combination() -> Result<()> {
+    let mut relayed = Relayed::connected(&Options::default(), 8)?;
+    let all = 1 << FAULTS.len();
+    ensure!(Fault::combined(0) == FAIR);
+    let before = FAULTS.map(|fault| (fault.happened)(&relayed.counts()));
+    let Pair { left, right } = &relayed.pair;
+    for set in 1..all {
+        relayed.relay.set_weather(Fault::combined(set));
+        tcp_at_once(left, right, Family::V4, COMBINED_BYTES)
+            .with_context(|| format!("{:?}: {:?}", Fault::combined(set), relayed.counts()))?;
+    }
+    let counts = relayed.counts();
+    for (fault, before) in FAULTS.iter().zip(before) {
+        let happened = (fault.happened)(&counts) - before;
+        ensure!(happened >= 10, "{}: only {happened} times", fault.name);
+    }
+    relayed.pair.check_running()
+}
+
+/// All faults of the network at once, and all system calls failing at once, each in every way.
+#[test]
+fn streams_arrive_through_a_storm_with_failing_calls() -> Result<()> {
+    /// So many in a thousand calls fail, of each kind.
+    const RATE: u64 = 20;
+    let faults = Faults::new(9)?;
+    let mut relayed = Relayed::connected(&faults.options(&[]), 9)?;
+    relayed.relay.set_weather(STORM);
+    for turn in 0..ERRORS.len() {
+        let mut before = Vec::new();
+        for (place, call) in Call::ALL.into_iter().enumerate() {
+            let (_, errno) = ERRORS[(turn + place) % ERRORS.len()];
+            before.push(faults.count(call)?.injected);
+            faults.set(call, errno, RATE)?;
+        }
+        let Pair { left, right } = &relayed.pair;
+        tcp_at_once(left, right, Family::V6, STORM_BYTES)
+            .with_context(|| format!("turn {turn}: {:?}", relayed.counts()))?;
+        relayed.pair.check_running()?;
+        let mut injected = 0;
+        for (call, before) in Call::ALL.into_iter().zip(before) {
+            injected += u64::from(faults.count(call)?.injected > before);
+        }
+        ensure!(
+            injected >= 4,
+            "turn {turn}: only {injected} kinds of calls failed"
+        );
+    }
+    for call in Call::ALL {
+        faults.set(call, 0, 0)?;
+    }
+    storm(&mut relayed)
 }
 
 /// How daemons are started whose order is looked at.

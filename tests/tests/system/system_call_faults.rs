@@ -17,7 +17,7 @@ use crate::flood::receive_buffer_errors;
 use crate::xdp::{NATIVE, Traffic, wait_steering};
 
 /// How a call fails: the name for messages, and the errno.
-type Fault = (&'static str, u64);
+pub(crate) type Fault = (&'static str, u64);
 
 const fn errno(name: &'static str, number: i32) -> Fault {
     (name, number.unsigned_abs() as u64)
@@ -26,7 +26,7 @@ const fn errno(name: &'static str, number: i32) -> Fault {
 const INTERRUPTED: Fault = errno("EINTR", libc::EINTR);
 
 /// What any call may say.
-const FAULTS: [Fault; 8] = [
+pub(crate) const FAULTS: [Fault; 8] = [
     errno("EIO", libc::EIO),
     errno("EINVAL", libc::EINVAL),
     errno("EMSGSIZE", libc::EMSGSIZE),
