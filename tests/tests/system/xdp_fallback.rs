@@ -5,12 +5,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use adit_tests::Namespace;
 use adit_tests::command::{output, run};
 use adit_tests::iperf::{Amount, Run};
 use adit_tests::ping::{ping_all, wait_reachable};
 use adit_tests::tunnel::{Family, HANDSHAKE_LIMIT, Pair, Site, WAN};
 use adit_tests::wait::wait_until;
+use adit_tests::{Namespace, uapi};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -72,6 +72,12 @@ fn stream_survives(
             returns(site) == before + 1 && receives_by(site, "xdp")
         })
         .with_context(|| site.daemon.log_text())?;
+        let lost = uapi::request(site.interface(), "get=1")?;
+        let lost = lost
+            .iter()
+            .filter(|(key, count)| key.starts_with("adit_xdp_lost_") && count != "0");
+        let lost: Vec<_> = lost.collect();
+        ensure!(matches!(lost[..], [(_, once)] if once == "1"), "{lost:?}");
         let complaints = complaints(site);
         ensure!(
             complaints.len() == 1 && complaints.iter().all(|line| line.contains(said)),

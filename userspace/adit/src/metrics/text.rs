@@ -22,7 +22,7 @@ const USUAL_LENGTH: usize = 16 << 10;
 const LENGTH_PER_PEER: usize = 640;
 
 /// The daemon's counters by their names in `get=1`, and what they count. One that is not listed is called after its name.
-const COUNTERS: [(&str, &str); 41] = [
+const COUNTERS: [(&str, &str); 48] = [
     (
         "tun_reads",
         "System calls that read a packet from the TUN device.",
@@ -87,6 +87,31 @@ const COUNTERS: [(&str, &str); 41] = [
         "xsk_received_data",
         "Data messages of a live session received by AF_XDP.",
     ),
+    (
+        "xdp_lost_detached",
+        "Times packets of an interface went back to the UDP socket since somebody detached XDP.",
+    ),
+    (
+        "xdp_lost_replaced",
+        "The same since another XDP program was put in its place.",
+    ),
+    (
+        "xdp_lost_interface_gone",
+        "The same since the interface was deleted.",
+    ),
+    (
+        "xdp_lost_interface_down",
+        "The same since the interface was set down.",
+    ),
+    (
+        "xdp_lost_stalled",
+        "The same since packets were steered and did not arrive.",
+    ),
+    (
+        "xdp_lost_unclaimed",
+        "The same since an AF_XDP socket was taken out of its map.",
+    ),
+    ("xdp_lost_socket", "The same since an AF_XDP socket failed."),
     (
         "handshake_messages",
         "Handshake messages given to the control thread.",

@@ -13,6 +13,7 @@ use adit_kernel::xsk::{
 };
 use adit_protocol::Instant;
 
+use super::loss::{Loss, Losses};
 use super::options::{self, Datapath, Options, XdpTransmit};
 use crate::dataplane::transmit::TransmitterChange;
 use crate::dataplane::{Dataplane, ReceiverChange};
@@ -106,8 +107,6 @@ pub(super) struct Device {
 /// makes 45 packets out of one, which costs more than AF_XDP saves (ARCHITECTURE.md).
 const VETH: &str =
     "the UDP socket is faster on veth, which loses GSO to XDP; --datapath xdp overrules this";
-
-const GONE: &str = "the interface is gone";
 
 /// Why there are no sockets for an interface.
 #[derive(Debug, thiserror::Error)]
@@ -391,26 +390,22 @@ impl Device {
         steering: &mut Steering,
         shared: &Dataplane,
         options: &Options,
+        losses: &mut Losses,
     ) {
         match &self.state {
             State::Unsteered { .. } => {}
             State::Attached { .. } => match steering.xdp_state(self.link.index) {
                 Ok(LinkState::Attached) => {}
                 Ok(LinkState::Detached) => {
-                    let reason = if self.is_gone() {
-                        GONE
+                    let loss = if self.is_gone() {
+                        Loss::InterfaceGone
                     } else {
-                        "the XDP program was detached"
+                        Loss::Detached
                     };
-                    self.lose(now, steering, shared, reason);
+                    self.lose(now, steering, shared, losses, loss);
                 }
                 Ok(LinkState::Replaced(_)) => {
-                    self.lose(
-                        now,
-                        steering,
-                        shared,
-                        "the XDP program was replaced by another",
-                    );
+                    self.lose(now, steering, shared, losses, Loss::Replaced);
                 }
                 Err(error) => tracing::debug!(%error, "state of the XDP link"),
             },
@@ -432,15 +427,16 @@ impl Device {
         now: Instant,
         steering: &mut Steering,
         shared: &Dataplane,
-        reason: &str,
+        losses: &mut Losses,
+        loss: Loss,
     ) {
         if !matches!(self.state, State::Attached { .. }) {
             return;
         }
-        self.warn_of_loss(reason);
+        self.report_loss(losses, loss);
         self.unsteer(steering, shared);
         self.state = State::Refused {
-            reason: reason.to_owned(),
+            reason: loss.to_string(),
             retry_at: now + FIRST_RETRY,
             waited: FIRST_RETRY,
         };
@@ -451,10 +447,11 @@ impl Device {
             .is_ok_and(|links| Departure::of(self.link.index, &links) == Departure::Gone)
     }
 
-    fn warn_of_loss(&self, reason: &str) {
+    fn report_loss(&self, losses: &mut Losses, loss: Loss) {
+        losses.note(loss);
         tracing::warn!(
             device = self.link.name,
-            reason,
+            reason = %loss,
             "packets come in by the UDP socket for now"
         );
     }
@@ -464,11 +461,12 @@ impl Device {
         mut self,
         steering: &mut Steering,
         shared: &Dataplane,
+        losses: &mut Losses,
         why: Option<Departure>,
     ) {
         match why.filter(|_| self.is_attached()) {
-            Some(Departure::Gone) => self.warn_of_loss(GONE),
-            Some(Departure::Down) => self.warn_of_loss("the interface is down"),
+            Some(Departure::Gone) => self.report_loss(losses, Loss::InterfaceGone),
+            Some(Departure::Down) => self.report_loss(losses, Loss::InterfaceDown),
             Some(Departure::Unused) => {
                 tracing::info!(device = self.link.name, "leads to no peer any more");
             }

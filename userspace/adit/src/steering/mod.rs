@@ -6,11 +6,13 @@
 //!
 //! - [`options`]: what the command line asks for.
 //! - `device`: one underlay interface: attaching, watching, detaching.
+//! - `loss`: why packets go back to the UDP socket.
 //! - `next_hops`: how to reach the peers by AF_XDP.
 //! - `paths`: what fits the paths to the peers.
 //! - `watchdog`: packets that are steered and never arrive.
 
 mod device;
+mod loss;
 mod next_hops;
 pub mod options;
 mod paths;
@@ -33,6 +35,7 @@ use anyhow::{Context as _, Result};
 use tracing::level_filters::LevelFilter;
 
 use self::device::{Departure, Device, State};
+use self::loss::{Loss, Losses};
 use self::next_hops::NextHops;
 use self::options::{Datapath, Options, Underlay};
 use self::paths::Paths;
@@ -64,6 +67,7 @@ pub struct Steerer {
     refused: u64,
     sockets: Option<Sockets>,
     watchdog: Watchdog,
+    losses: Losses,
     next_hops: NextHops,
     paths: Paths,
     /// Why there are no programs.
@@ -112,6 +116,7 @@ impl Steerer {
             refused: 0,
             sockets: None,
             watchdog: Watchdog::default(),
+            losses: Losses::default(),
             next_hops: NextHops::new(Arc::clone(&shared)),
             paths: Paths::new(Arc::clone(&shared)),
             shared,
@@ -349,22 +354,29 @@ impl Steerer {
             self.watchdog.rest();
             None
         } else if self.watchdog.is_stalled(received, counted) {
-            Some("packets are steered but do not arrive")
+            Some(Loss::Stalled)
         } else if self
             .watchdog
             .is_unclaimed(programs.steering.unclaimed().ok())
         {
-            Some("an AF_XDP socket was taken out of its map")
+            Some(Loss::Unclaimed)
         } else {
             None
         };
-        if let Some(reason) = fault {
+        if let Some(loss) = fault {
             for device in self.devices.values_mut() {
-                device.lose(now, &mut programs.steering, &self.shared, reason);
+                let steering = &mut programs.steering;
+                device.lose(now, steering, &self.shared, &mut self.losses, loss);
             }
         }
         for device in self.devices.values_mut() {
-            device.check(now, &mut programs.steering, &self.shared, &self.options);
+            device.check(
+                now,
+                &mut programs.steering,
+                &self.shared,
+                &self.options,
+                &mut self.losses,
+            );
         }
         self.next_hops.check();
         if let Some(sent) = &mut programs.sent {
@@ -381,7 +393,8 @@ impl Steerer {
                 now,
                 &mut programs.steering,
                 &self.shared,
-                "its AF_XDP socket failed",
+                &mut self.losses,
+                Loss::Socket,
             );
         }
         self.steer();
@@ -390,7 +403,7 @@ impl Steerer {
     fn detach(&mut self, ifindex: u32, why: Option<Departure>) {
         if let (Some(programs), Some(device)) = (&mut self.programs, self.devices.remove(&ifindex))
         {
-            device.detach(&mut programs.steering, &self.shared, why);
+            device.detach(&mut programs.steering, &self.shared, &mut self.losses, why);
         }
     }
 
@@ -507,6 +520,7 @@ impl Steerer {
         if let Some(note) = &self.note {
             let _ = writeln!(answer, "adit_datapath_note={}", note.replace('\n', " "));
         }
+        self.losses.describe(answer);
     }
 }
 
