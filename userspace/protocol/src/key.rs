@@ -74,11 +74,8 @@ impl PrivateKey {
     /// The public key that belongs to this private key.
     #[must_use]
     pub fn public_key(&self) -> PublicKey {
-        PublicKey(x25519_dalek::PublicKey::from(&self.to_x25519()).to_bytes())
-    }
-
-    pub(crate) fn to_x25519(&self) -> StaticSecret {
-        StaticSecret::from(self.0)
+        let private = StaticSecret::from(self.0);
+        PublicKey(x25519_dalek::PublicKey::from(&private).to_bytes())
     }
 }
 

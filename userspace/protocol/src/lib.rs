@@ -70,6 +70,7 @@ mod allowed_ips;
 mod cookie;
 mod crypto;
 mod device;
+mod dh;
 pub mod inner;
 pub mod key;
 mod limits;

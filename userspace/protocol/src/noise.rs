@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use rand_core::CryptoRng;
-use x25519_dalek::StaticSecret;
 
 use crate::crypto::{Secret, hash, kdf, open, seal};
+use crate::dh::KeyPair;
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
 use crate::message::{INITIATION_LEN, Initiation, MessageType, RESPONSE_LEN, Response};
 
@@ -65,17 +65,22 @@ impl Tai64n {
 pub(crate) struct Identity {
     pub(crate) private: PrivateKey,
     pub(crate) public: PublicKey,
+    pair: KeyPair,
 }
 
 impl Identity {
     pub(crate) fn new(private: PrivateKey) -> Self {
-        let public = private.public_key();
-        Self { private, public }
+        let pair = KeyPair::new(private.as_bytes());
+        Self {
+            public: PublicKey::from_bytes(pair.public),
+            private,
+            pair,
+        }
     }
 
     /// DH of the two static keys; `None` if the other key is a low-order point.
     pub(crate) fn static_static(&self, remote: &PublicKey) -> Option<Secret> {
-        diffie_hellman(&self.private.to_x25519(), remote.as_bytes())
+        self.pair.shared(remote.as_bytes())
     }
 }
 
@@ -86,18 +91,10 @@ pub(crate) struct SessionKeys {
     pub(crate) receiving: Secret,
 }
 
-/// DH that refuses an all-zero result.
-fn diffie_hellman(private: &StaticSecret, public: &[u8; 32]) -> Option<Secret> {
-    let shared = private.diffie_hellman(&x25519_dalek::PublicKey::from(*public));
-    shared.was_contributory().then(|| Secret(shared.to_bytes()))
-}
-
-fn ephemeral(rng: &mut dyn CryptoRng) -> (StaticSecret, [u8; 32]) {
+fn ephemeral(rng: &mut dyn CryptoRng) -> KeyPair {
     let mut bytes = zeroize::Zeroizing::new([0; 32]);
     rng.fill_bytes(&mut *bytes);
-    let private = StaticSecret::from(*bytes);
-    let public = x25519_dalek::PublicKey::from(&private).to_bytes();
-    (private, public)
+    KeyPair::new(&bytes)
 }
 
 /// Noise's symmetric state: chaining key and transcript hash.
@@ -169,7 +166,7 @@ impl Symmetric {
 #[derive(Debug)]
 pub(crate) struct Initiator {
     symmetric: Symmetric,
-    ephemeral: Secret,
+    ephemeral: KeyPair,
     /// Our index, which the response names.
     pub(crate) local_index: u32,
 }
@@ -185,14 +182,14 @@ pub(crate) fn create_initiation(
     message: &mut [u8; INITIATION_LEN],
 ) -> Option<Initiator> {
     let mut symmetric = Symmetric::new(remote);
-    let (ephemeral, ephemeral_public) = ephemeral(rng);
+    let ephemeral = ephemeral(rng);
 
     message[..4].copy_from_slice(&(MessageType::Initiation as u32).to_le_bytes());
     message[Initiation::SENDER..Initiation::EPHEMERAL].copy_from_slice(&local_index.to_le_bytes());
-    message[Initiation::EPHEMERAL..Initiation::STATIC].copy_from_slice(&ephemeral_public);
-    symmetric.mix_ephemeral(&ephemeral_public);
+    message[Initiation::EPHEMERAL..Initiation::STATIC].copy_from_slice(&ephemeral.public);
+    symmetric.mix_ephemeral(&ephemeral.public);
 
-    let key = symmetric.mix_dh_key(&diffie_hellman(&ephemeral, remote.as_bytes())?);
+    let key = symmetric.mix_dh_key(&ephemeral.shared(remote.as_bytes())?);
     let sealed = &mut message[Initiation::STATIC..Initiation::TIMESTAMP];
     sealed[..32].copy_from_slice(identity.public.as_bytes());
     symmetric.encrypt(&key, sealed);
@@ -204,7 +201,7 @@ pub(crate) fn create_initiation(
 
     Some(Initiator {
         symmetric,
-        ephemeral: Secret(ephemeral.to_bytes()),
+        ephemeral,
         local_index,
     })
 }
@@ -221,9 +218,8 @@ impl Initiator {
         let mut symmetric = self.symmetric.clone();
         let remote = response.ephemeral();
         symmetric.mix_ephemeral(remote);
-        let ephemeral = StaticSecret::from(self.ephemeral.0);
-        symmetric.mix_dh(&diffie_hellman(&ephemeral, remote)?);
-        symmetric.mix_dh(&diffie_hellman(&identity.private.to_x25519(), remote)?);
+        symmetric.mix_dh(&self.ephemeral.shared(remote)?);
+        symmetric.mix_dh(&identity.pair.shared(remote)?);
         let key = symmetric.mix_psk(preshared_key);
         symmetric.decrypt::<0>(&key, response.encrypted_nothing())?;
         let [sending, receiving] = symmetric.split();
@@ -247,7 +243,7 @@ pub(crate) fn consume_initiation<'a>(
 ) -> Option<ClaimedInitiation<'a>> {
     let mut symmetric = Symmetric::new(&identity.public);
     symmetric.mix_ephemeral(message.ephemeral());
-    let shared = diffie_hellman(&identity.private.to_x25519(), message.ephemeral())?;
+    let shared = identity.pair.shared(message.ephemeral())?;
     let key = symmetric.mix_dh_key(&shared);
     let remote = symmetric.decrypt(&key, message.encrypted_static())?;
     Some(ClaimedInitiation {
@@ -294,17 +290,17 @@ impl Responder {
         message: &mut [u8; RESPONSE_LEN],
     ) -> Option<SessionKeys> {
         let symmetric = &mut self.symmetric;
-        let (ephemeral, ephemeral_public) = ephemeral(rng);
+        let ephemeral = ephemeral(rng);
 
         message[..4].copy_from_slice(&(MessageType::Response as u32).to_le_bytes());
         message[Response::SENDER..Response::RECEIVER].copy_from_slice(&local_index.to_le_bytes());
         message[Response::RECEIVER..Response::EPHEMERAL]
             .copy_from_slice(&self.remote_index.to_le_bytes());
-        message[Response::EPHEMERAL..Response::EMPTY].copy_from_slice(&ephemeral_public);
-        symmetric.mix_ephemeral(&ephemeral_public);
+        message[Response::EPHEMERAL..Response::EMPTY].copy_from_slice(&ephemeral.public);
+        symmetric.mix_ephemeral(&ephemeral.public);
 
-        symmetric.mix_dh(&diffie_hellman(&ephemeral, &self.remote_ephemeral)?);
-        symmetric.mix_dh(&diffie_hellman(&ephemeral, self.remote.as_bytes())?);
+        symmetric.mix_dh(&ephemeral.shared(&self.remote_ephemeral)?);
+        symmetric.mix_dh(&ephemeral.shared(self.remote.as_bytes())?);
         let key = symmetric.mix_psk(preshared_key);
         symmetric.encrypt(&key, &mut message[Response::EMPTY..Response::MAC1]);
 
