@@ -14,19 +14,20 @@ pub const MAX_LISTENERS: u32 = 1024;
 pub const MAX_DEVICES: u32 = 64;
 /// Entries in `xsks`: RX queues over all devices.
 pub const MAX_SLOTS: u32 = 1024;
-/// Entries in `sources` and in `strangers`: sources whose handshakes are being limited. Under a flood of forged sources
+/// Entries in `sources`, and in `bare_sources`: sources whose handshakes are being limited. Under a flood of forged sources
 /// the oldest go.
 pub const MAX_SOURCES: u32 = 16_384;
 
 /// Sustained handshake messages without a second MAC per second and source while under load. A peer sends one in five
 /// seconds and is answered with a cookie; more than one peer may sit behind an address.
-pub const STRANGER_PER_SECOND: u32 = 10;
+pub const BARE_PER_SECOND: u32 = 10;
 /// Such messages that a source may send at once.
-pub const STRANGER_BURST: u32 = 10;
-/// Such messages per second from all sources together. Checking and answering them takes a tenth of a processor.
-pub const STRANGERS_PER_SECOND: u32 = 20_000;
-/// Such messages at once from all sources.
-pub const STRANGERS_BURST: u32 = 2_000;
+pub const BARE_BURST: u32 = 10;
+/// Handshake messages per second from all sources together while under load: so many of those without a second MAC, and as
+/// many of the others. Checking and answering the former takes a tenth of a processor.
+pub const COMMON_PER_SECOND: u32 = 20_000;
+/// Such messages at once.
+pub const COMMON_BURST: u32 = 2_000;
 
 /// Bytes in a data message with an empty payload (a keepalive): header 16, tag 16. WireGuard paper, section 5.4.6.
 pub const DATA_MESSAGE_MIN: u32 = 32;
@@ -136,11 +137,11 @@ pub struct ListenerValue {
 pub struct Config {
     /// 0: data messages go up the stack as if there were no AF_XDP sockets.
     pub steer: u32,
-    /// Not 0: limit handshake messages per source (IPv4 /32, IPv6 /64).
+    /// Not 0: limit handshake messages per source (IPv4 /32, IPv6 /64) and all together.
     pub under_load: u32,
-    /// Sustained handshake messages per second and source while under load; 0 drops them all.
+    /// Sustained handshake messages with a second MAC per second and source while under load; 0 drops them all.
     pub handshakes_per_second: u32,
-    /// Handshake messages a source may send at once while under load.
+    /// Such messages a source may send at once while under load.
     pub handshake_burst: u32,
     /// [`LAYOUT_VERSION`] of the writer.
     pub layout_version: u32,
@@ -186,7 +187,7 @@ pub enum DropReason {
     HandshakeLength = 3,
     /// A data message for a receiver index that is not live.
     DeadIndex = 4,
-    /// A handshake message above its source's limit while under load.
+    /// A handshake message above its source's limit, or that of all sources, while under load.
     RateLimited = 5,
 }
 
@@ -226,7 +227,7 @@ pub struct SourceKey {
     pub prefix: Address,
 }
 
-/// Value of `sources`: a token bucket in units of time, as the kernel module's `ratelimiter.c` keeps it.
+/// Value of `sources` and its like: a token bucket in units of time, as the kernel module's `ratelimiter.c` keeps it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Bucket {

@@ -9,11 +9,10 @@ mod layout;
 
 pub use layout::EGRESS_XSK;
 pub use layout::{
-    Address, Bucket, Config, DATA_MESSAGE_MIN, Device, Direction, DropCounters, DropReason, Family,
-    FlowCounters, FlowKey, Handshake, LAYOUT_VERSION, ListenerKey, ListenerValue, MAX_DEVICES,
-    MAX_FLOWS, MAX_LISTENERS, MAX_SESSIONS, MAX_SLOTS, MAX_SOURCES, STRANGER_BURST,
-    STRANGER_PER_SECOND, STRANGERS_BURST, STRANGERS_PER_SECOND, SessionKey, SessionValue,
-    SourceKey, map_ipv4,
+    Address, BARE_BURST, BARE_PER_SECOND, Bucket, COMMON_BURST, COMMON_PER_SECOND, Config,
+    DATA_MESSAGE_MIN, Device, Direction, DropCounters, DropReason, Family, FlowCounters, FlowKey,
+    Handshake, LAYOUT_VERSION, ListenerKey, ListenerValue, MAX_DEVICES, MAX_FLOWS, MAX_LISTENERS,
+    MAX_SESSIONS, MAX_SLOTS, MAX_SOURCES, SessionKey, SessionValue, SourceKey, map_ipv4,
 };
 
 /// Names of the maps in the object; the kernel keeps at most 15 bytes of each.
@@ -35,11 +34,14 @@ pub mod maps {
     /// Slot ([`Device::first_slot`](crate::Device::first_slot) + RX queue) → AF_XDP socket.
     pub const XSKS: &str = "xsks";
 
-    /// [`SourceKey`](crate::SourceKey) → [`Bucket`](crate::Bucket), LRU: messages without a second MAC. Not pinned.
-    pub const STRANGERS: &str = "strangers";
+    /// [`ListenerKey`](crate::ListenerKey) → `u32`, unused: where an authentic message has come. Not pinned.
+    pub const HEARD: &str = "heard";
 
-    /// Index 0 → [`Bucket`](crate::Bucket): messages without a second MAC from all sources. Not pinned.
-    pub const ALL_STRANGERS: &str = "all_strangers";
+    /// [`SourceKey`](crate::SourceKey) → [`Bucket`](crate::Bucket), LRU: messages without a second MAC. Not pinned.
+    pub const BARE_SOURCES: &str = "bare_sources";
+
+    /// Index 0 and 1 → [`Bucket`](crate::Bucket): messages with a second MAC and without, from all sources. Not pinned.
+    pub const COMMON: &str = "common";
 
     /// Index 0 → `u64`, per CPU: packets that the socket filter has dropped. They are in [`DROPS`], too. Not pinned.
     pub const FILTERED: &str = "filtered";
@@ -65,6 +67,7 @@ pub mod programs {
     pub const TC_INGRESS: &str = "adit_tc_ingress";
     /// Counts data messages that the tunnel sends.
     pub const TC_EGRESS: &str = "adit_tc_egress";
-    /// Drops junk, and handshake messages above their limits, in front of the UDP sockets.
+    /// Drops junk, data for indices that are not live, and handshake messages above their limits, in front of the UDP
+    /// sockets.
     pub const SOCKET: &str = "adit_socket";
 }

@@ -1,17 +1,16 @@
 //! The limits on handshake messages while userspace is under load.
 //!
-//! Those with a second MAC are limited per source: it is forged, or its sender has been told a cookie. Those without are
-//! answered with a cookie at most, so few are enough for each source; and since their sources can all be forged, they
-//! have a limit together, which keeps a flood from taking the processor that existing sessions need.
+//! Those with a second MAC are limited per source: it is made up, or its sender has been told a cookie. Those without are
+//! answered with a cookie at most, so few are enough for each source. All sources can be forged, so either kind has a
+//! limit for all of them together, too, which keeps a flood from taking the processor that existing sessions need.
 
 use adit_ebpf::{
-    Bucket, Config, Family, STRANGER_BURST, STRANGER_PER_SECOND, STRANGERS_BURST,
-    STRANGERS_PER_SECOND, SourceKey,
+    BARE_BURST, BARE_PER_SECOND, Bucket, COMMON_BURST, COMMON_PER_SECOND, Config, Family, SourceKey,
 };
 use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_ktime_get_coarse_ns};
 
 use crate::{
-    maps::{ALL_STRANGERS, CONFIG, SOURCES, STRANGERS, Sources},
+    maps::{BARE_SOURCES, COMMON, CONFIG, SOURCES, Sources},
     words::{Words, bytes},
 };
 
@@ -41,8 +40,8 @@ impl Allowance {
 
     /// Takes a message's cost from a bucket; false if there is too little in it.
     ///
-    /// Two CPUs that do so at the same instant may let one message too many through: a lock would cost every honest
-    /// packet more than that costs us.
+    /// CPUs that do so at the same instant may each let a message too many through: a lock would cost every honest packet
+    /// more than that costs us.
     #[inline(always)]
     fn take(&self, bucket: &mut Bucket, now: u64) -> bool {
         let mut credit = bucket.credit_ns + now.saturating_sub(bucket.last_ns);
@@ -75,19 +74,20 @@ pub(crate) fn admit(config: &Config, source: Words, family: Family, bare: bool) 
     };
     // SAFETY: the helper takes no argument and only reads the clock.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
-    if !bare {
-        let allowance = Allowance::new(config.handshakes_per_second, config.handshake_burst);
-        return allowance.is_some_and(|allowance| allows(&allowance, &SOURCES, key, now));
-    }
-    let each = Allowance::new(STRANGER_PER_SECOND, STRANGER_BURST);
-    let all = Allowance::new(STRANGERS_PER_SECOND, STRANGERS_BURST);
+    let (each, sources) = if bare {
+        (Allowance::new(BARE_PER_SECOND, BARE_BURST), &BARE_SOURCES)
+    } else {
+        let (rate, burst) = (config.handshakes_per_second, config.handshake_burst);
+        (Allowance::new(rate, burst), &SOURCES)
+    };
+    let all = Allowance::new(COMMON_PER_SECOND, COMMON_BURST);
     let (Some(each), Some(all)) = (each, all) else {
         return false;
     };
-    if !allows(&each, &STRANGERS, key, now) {
+    if !allows(&each, sources, key, now) {
         return false;
     }
-    match ALL_STRANGERS.get_ptr_mut(0) {
+    match COMMON.get_ptr_mut(u32::from(bare)) {
         // SAFETY: the pointer comes from a lookup in this invocation; all bytes are a bucket, whoever wrote them last.
         Some(bucket) => all.take(unsafe { &mut *bucket }, now),
         None => true,

@@ -7,6 +7,8 @@
 #[cfg(target_arch = "bpf")]
 mod count;
 #[cfg(target_arch = "bpf")]
+mod heard;
+#[cfg(target_arch = "bpf")]
 mod limit;
 #[cfg(target_arch = "bpf")]
 mod maps;

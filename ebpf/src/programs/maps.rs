@@ -32,6 +32,14 @@ pub(crate) static LISTENERS: HashMap<
     { BPF_F_NO_PREALLOC as usize },
 > = HashMap::new();
 
+#[btf_map(name = "heard")]
+pub(crate) static HEARD: HashMap<
+    ListenerKey,
+    u32,
+    { MAX_LISTENERS as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+
 #[btf_map(name = "drops")]
 pub(crate) static DROPS: PerCpuArray<DropCounters, { DropReason::COUNT as usize }> =
     PerCpuArray::new();
@@ -54,11 +62,11 @@ pub(crate) type Sources = LruHashMap<SourceKey, Bucket, { MAX_SOURCES as usize }
 #[btf_map(name = "sources")]
 pub(crate) static SOURCES: Sources = LruHashMap::new();
 
-#[btf_map(name = "strangers")]
-pub(crate) static STRANGERS: Sources = LruHashMap::new();
+#[btf_map(name = "bare_sources")]
+pub(crate) static BARE_SOURCES: Sources = LruHashMap::new();
 
-#[btf_map(name = "all_strangers")]
-pub(crate) static ALL_STRANGERS: Array<Bucket, 1> = Array::new();
+#[btf_map(name = "common")]
+pub(crate) static COMMON: Array<Bucket, 2> = Array::new();
 
 #[btf_map(name = "filtered")]
 pub(crate) static FILTERED: PerCpuArray<u64, 1> = PerCpuArray::new();

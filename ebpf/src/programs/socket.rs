@@ -11,7 +11,9 @@ use aya_ebpf::{
 };
 
 use crate::{
-    count, limit,
+    count,
+    heard::is_heard,
+    limit,
     maps::{DEVICES, SESSIONS},
     message::{Message, classify, second_mac},
     words::{Words, ipv4_words},
@@ -21,7 +23,9 @@ use crate::{
 const UDP: u32 = 8;
 const PROTOCOL_IPV4: u32 = 0x0800_u16.to_be() as u32;
 const IPV4_SOURCE: u32 = 12;
+const IPV4_DESTINATION: u32 = 16;
 const IPV6_SOURCE: u32 = 8;
+const IPV6_DESTINATION: u32 = 24;
 
 /// Returns how many bytes of the packet to keep.
 #[socket_filter]
@@ -41,9 +45,17 @@ pub(crate) fn adit_socket(ctx: SkBuffContext) -> i64 {
 #[inline(always)]
 fn judge(ctx: &SkBuffContext, length: u32) -> Result<(), DropReason> {
     // SAFETY: the context is valid for the whole invocation.
-    let (gso_size, ingress) = unsafe { ((*ctx.skb.skb).gso_size, (*ctx.skb.skb).ingress_ifindex) };
-    if gso_size != 0 || DEVICES.get_ptr(ingress).is_some() {
-        // On an interface with AF_XDP sockets, XDP has judged and counted.
+    let (gso_size, interfaces) = unsafe {
+        let skb = &*ctx.skb.skb;
+        (skb.gso_size, [skb.ingress_ifindex, skb.ifindex])
+    };
+    if gso_size != 0 {
+        return Ok(());
+    }
+    // On an interface with AF_XDP sockets, XDP has judged and counted. Behind a VRF the first of these is the VRF.
+    if (DEVICES.get_ptr(interfaces[0]).is_some() || DEVICES.get_ptr(interfaces[1]).is_some())
+        && destination(ctx).is_some_and(|(address, port)| is_heard(address, port))
+    {
         return Ok(());
     }
     if length < 4 {
@@ -83,7 +95,7 @@ fn limited(ctx: &SkBuffContext, kind: u32, length: u32) -> Result<(), DropReason
             Err(_) => return Ok(()),
         },
     };
-    let Some((source, family)) = source(ctx) else {
+    let Some((source, family)) = address(ctx, IPV4_SOURCE, IPV6_SOURCE) else {
         return Ok(());
     };
     if limit::admit(config, source, family, bare) {
@@ -93,15 +105,24 @@ fn limited(ctx: &SkBuffContext, kind: u32, length: u32) -> Result<(), DropReason
     }
 }
 
+/// Where the packet was sent.
 #[inline(always)]
-fn source(ctx: &SkBuffContext) -> Option<(Words, Family)> {
+fn destination(ctx: &SkBuffContext) -> Option<(Words, u16)> {
+    let (address, _) = address(ctx, IPV4_DESTINATION, IPV6_DESTINATION)?;
+    let port = ctx.load::<[u8; 2]>(2).ok()?;
+    Some((address, u16::from_be_bytes(port)))
+}
+
+/// The address at one of these offsets in the IP header.
+#[inline(always)]
+fn address(ctx: &SkBuffContext, in_ipv4: u32, in_ipv6: u32) -> Option<(Words, Family)> {
     // SAFETY: the context is valid for the whole invocation.
     let protocol = unsafe { (*ctx.skb.skb).protocol };
     if protocol == PROTOCOL_IPV4 {
-        let address = load_from_network_header::<[u8; 4]>(ctx, IPV4_SOURCE)?;
+        let address = load_from_network_header::<[u8; 4]>(ctx, in_ipv4)?;
         Some((ipv4_words(u32::from_ne_bytes(address)), Family::V4))
     } else {
-        let address = load_from_network_header::<Words>(ctx, IPV6_SOURCE)?;
+        let address = load_from_network_header::<Words>(ctx, in_ipv6)?;
         Some((address, Family::V6))
     }
 }

@@ -16,7 +16,9 @@ use aya_ebpf::{
 };
 
 use crate::{
-    count, limit,
+    count,
+    heard::is_heard,
+    limit,
     maps::{CONFIG, DEVICES, LISTENERS, SESSIONS, XSKS},
     message::{Message, classify, second_mac},
     recent::{self, Place},
@@ -393,6 +395,9 @@ fn steer(ctx: &XdpContext, outer: &Outer, available: u64, device: Device) -> u32
 
 #[inline(always)]
 fn drop(ctx: &XdpContext, reason: DropReason, outer: &Outer) -> u32 {
+    if !is_heard(outer.destination, outer.destination_port) {
+        return XDP_PASS;
+    }
     count::dropped(ctx, reason, outer.length);
     XDP_DROP
 }

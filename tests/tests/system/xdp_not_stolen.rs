@@ -1,15 +1,18 @@
 //! Packets that look like the tunnel's and are not, or that XDP cannot steer, arrive where they would without it.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use adit_tests::Namespace;
 use adit_tests::link::{End, forward, veth};
 use adit_tests::ping::{ping_all, ping_with};
 use adit_tests::tunnel::{Family, PORT, Pair, WAN};
+use adit_tests::wait::wait_until;
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 use crate::xdp::{NATIVE, Wire, receives};
+use crate::xdp_tools::{entries, pinned};
 
 /// Datagrams as a tunnel's: each type at its length, other lengths, and none at all; among them what XDP drops when it
 /// comes for the tunnel.
@@ -96,6 +99,57 @@ fn a_router_forwards_datagrams_with_the_tunnels_port() -> Result<()> {
 }
 
 /// A container beside the right site has an address of its own on the same interface.
+/// The right site has a second address, whose datagrams for the tunnel's port its firewall sends to another host: a second
+/// tunnel's, say, whose indices are not live here.
+#[test]
+fn a_firewall_forwards_datagrams_from_the_tunnels_port() -> Result<()> {
+    let mut pair = NATIVE.steering_pair()?;
+    pair.wait_connected()?;
+    let beyond = Namespace::new()?;
+    let (left, router) = (&pair.left.namespace, &pair.right.namespace);
+    let [near, far] = [(router, "198.51.100.1/24"), (&beyond, "198.51.100.2/24")];
+    veth(
+        End {
+            namespace: near.0,
+            interface: "lan0",
+            addresses: &[near.1],
+        },
+        End {
+            namespace: far.0,
+            interface: "lan0",
+            addresses: &[far.1],
+        },
+        1500,
+    )?;
+    forward(router)?;
+    beyond.ip("route add default via 198.51.100.1")?;
+    router.ip(&format!("address add 192.0.2.77/24 dev {WAN}"))?;
+    router.nft(&format!(
+        "add table ip nat
+         add chain ip nat in {{ type nat hook prerouting priority dstnat; }}
+         add rule ip nat in ip daddr 192.0.2.77 udp dport {PORT} dnat to 198.51.100.2:{PORT}"
+    ))?;
+    let receiver = bind(&beyond, Ipv4Addr::UNSPECIFIED, PORT)?;
+    let sender = bind(left, pair.left.outer(Family::V4), 0)?;
+    let known = [192, 0, 2, 77].map(Value::from);
+    wait_until("XDP knows the address", Duration::from_secs(10), || {
+        entries(&pinned(&pair.right, "listeners")).is_ok_and(|listeners| {
+            let addresses = listeners
+                .iter()
+                .filter_map(|entry| entry.pointer("/key/address"));
+            let mut octets = addresses.filter_map(Value::as_array);
+            octets.any(|octets| octets.ends_with(&known))
+        })
+    })?;
+    every_one_arrives(
+        &sender,
+        SocketAddr::from(([192, 0, 2, 77], PORT)),
+        &receiver,
+    )?;
+    tunnel_works(&pair)?;
+    pair.check_running()
+}
+
 #[test]
 fn another_process_on_another_address_has_the_tunnels_port() -> Result<()> {
     let mut pair = NATIVE.steering_pair()?;

@@ -90,7 +90,7 @@ pub(crate) fn drops(path: &Path) -> Result<Vec<Count>> {
 }
 
 /// The entries of a pinned map as bpftool formats them by BTF.
-fn entries(path: &Path) -> Result<Vec<Value>> {
+pub(crate) fn entries(path: &Path) -> Result<Vec<Value>> {
     let mut command = Command::new("bpftool");
     let text = run(command.args(["-j", "map", "dump", "pinned"]).arg(path))?;
     let entries: Vec<Value> = serde_json::from_str(&text).with_context(|| text.clone())?;

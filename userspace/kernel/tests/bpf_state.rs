@@ -8,7 +8,7 @@ mod packets;
 
 use std::os::fd::AsFd as _;
 
-use adit_ebpf::{STRANGER_BURST, STRANGER_PER_SECOND, STRANGERS_BURST, STRANGERS_PER_SECOND};
+use adit_ebpf::{BARE_BURST, BARE_PER_SECOND, COMMON_BURST, COMMON_PER_SECOND};
 use adit_kernel::bpf::{
     Direction, DropReason, EventLevel, Hook, Listener, LoadOptions, RateLimit, Steering,
 };
@@ -95,6 +95,10 @@ fn what_is_remembered_counts_no_longer_than_what_is_looked_up() {
         bench.steering.set_listeners([]).unwrap();
         assert_eq!(bench.xdp(&frame), PASS);
         bench.steering.set_listeners(listeners).unwrap();
+        bench
+            .steering
+            .hear("198.51.100.2".parse().unwrap(), 51820)
+            .unwrap();
         twice(&mut bench, &frame);
 
         bench.steering.remove_device(LOOPBACK).unwrap();
@@ -284,6 +288,48 @@ fn handshakes_are_limited_per_source_only_under_load() {
     });
 }
 
+/// Where no authentic message has come, what comes may be for another host.
+#[test]
+fn nothing_is_dropped_where_nothing_was_heard() {
+    isolated(|| {
+        let mut bench = Bench::new(EventLevel::Off);
+        let elsewhere = "198.51.100.3:51820";
+        let listeners = || ["198.51.100.2", "198.51.100.3"].map(listener);
+        bench.steering.set_listeners(listeners()).unwrap();
+        let limit = RateLimit {
+            per_second: 0,
+            burst: 1,
+        };
+        bench.steering.set_under_load(Some(limit)).unwrap();
+        let refused = [
+            data(LIVE + 1, 1, 80),
+            vec![9; 80],
+            handshake(1, 148),
+            vec![],
+        ];
+        let frame = |to: &str, message: &[u8]| Datagram::new(PEER, to, message.to_vec()).frame();
+        for (to, expected) in [(HOST, DROP), (elsewhere, PASS)] {
+            for message in &refused {
+                assert_eq!(
+                    bench.xdp(&frame(to, message)),
+                    expected,
+                    "{to}: {message:?}"
+                );
+            }
+            assert_eq!(bench.xdp(&frame(to, &data(LIVE, 1, 80))), REDIRECT);
+        }
+        let address = "198.51.100.3".parse().unwrap();
+        bench.steering.hear(address, 51820).unwrap();
+        assert_eq!(bench.xdp(&frame(elsewhere, &[9; 80])), DROP);
+        // An address that goes and comes back is a new one.
+        let one = [listener("198.51.100.2")];
+        bench.steering.set_listeners(one).unwrap();
+        bench.steering.set_listeners(listeners()).unwrap();
+        assert_eq!(bench.xdp(&frame(elsewhere, &[9; 80])), PASS);
+        assert_eq!(bench.xdp(&frame(HOST, &[9; 80])), DROP);
+    });
+}
+
 #[test]
 fn messages_without_a_second_mac_have_limits_of_their_own() {
     isolated(|| {
@@ -305,26 +351,21 @@ fn messages_without_a_second_mac_have_limits_of_their_own() {
                 "{passed} of {burst} to {most}"
             );
         };
-        within(
-            passed(&bare(PEER), 200),
-            STRANGER_BURST,
-            STRANGER_PER_SECOND,
-        );
+        within(passed(&bare(PEER), 200), BARE_BURST, BARE_PER_SECOND);
         // Who has a cookie is not harmed by who has none and says to be him.
         let burst = limit.burst.min(200);
         within(passed(&proven(PEER), 200), burst, limit.per_second);
         // Each source has a burst of its own, but not all of them together.
         let mut all = 0;
-        let sources = 2 * STRANGERS_BURST / STRANGER_BURST;
+        let sources = 2 * COMMON_BURST / BARE_BURST;
         for number in 0..sources {
             let [high, low] = u16::try_from(number).unwrap().to_be_bytes();
-            all += passed(&bare(&format!("203.0.{high}.{low}:9")), STRANGER_BURST).0;
+            all += passed(&bare(&format!("203.0.{high}.{low}:9")), BARE_BURST).0;
         }
         let (_, elapsed) = passed(&bare(PEER), 0);
-        let most =
-            f64::from(STRANGERS_BURST) + elapsed.as_secs_f64() * f64::from(STRANGERS_PER_SECOND);
+        let most = f64::from(COMMON_BURST) + elapsed.as_secs_f64() * f64::from(COMMON_PER_SECOND);
         assert!(all as f64 <= most + 1.0, "{all} in {elapsed:?}");
-        assert!(all >= STRANGERS_BURST as usize / 2, "{all} in {elapsed:?}");
+        assert!(all >= COMMON_BURST as usize / 2, "{all} in {elapsed:?}");
     });
 }
 

@@ -7,7 +7,7 @@ mod packets;
 
 use std::net::{SocketAddr, UdpSocket as StdSocket};
 
-use adit_ebpf::STRANGER_BURST;
+use adit_ebpf::BARE_BURST;
 use adit_kernel::bpf::{DropReason, EventLevel, LoadOptions, RateLimit, SocketFilter, Steering};
 use adit_kernel::udp::{Outcome, Outgoing, RecvBatch, SendBatch, UdpGroup, UdpOptions, UdpSocket};
 use common::ip;
@@ -32,7 +32,8 @@ impl Bench {
         .expect("the verifier accepts the programs");
         steering.sessions().unwrap().insert(LIVE, 3).unwrap();
         let mut group = UdpGroup::bind(0, options, count).unwrap();
-        group.set_filter(Some(steering.socket_filter())).unwrap();
+        group.set_filter(Some(steering.socket_filter()));
+        group.put_filter_on().unwrap();
         let senders = ["127.0.0.1:0", "[::1]:0"].map(|any| StdSocket::bind(any).unwrap());
         Self {
             steering,
@@ -171,7 +172,7 @@ fn handshake_messages_are_limited_under_load() {
         let most = |burst: f64, per_second: f64| {
             2.0 * (burst + 1.0 + start.elapsed().as_secs_f64() * per_second)
         };
-        let burst = f64::from(STRANGER_BURST);
+        let burst = f64::from(BARE_BURST);
         assert!(
             bare as f64 >= 2.0 * burst && bare as f64 <= most(burst, 10.0),
             "{bare}"
@@ -257,21 +258,22 @@ fn a_filter_changes_hands_with_its_sockets() {
         let successor = Steering::load(&LoadOptions::default()).unwrap();
         successor.sessions().unwrap().insert(7, 0).unwrap();
         let mut heir = inherit();
-        heir.set_filter(Some(successor.socket_filter())).unwrap();
+        heir.set_filter(Some(successor.socket_filter()));
+        heir.put_filter_on().unwrap();
         assert_eq!([bench.passed(&mine), bench.passed(&others)], [0, 2]);
         assert_eq!(heir.receive_drops(), 0);
         assert_eq!(successor.socket_filter().dropped().unwrap(), 2);
 
         // It has failed, and the old one goes on.
         drop((heir, successor));
-        bench.group.renew_filter().unwrap();
+        bench.group.put_filter_on().unwrap();
         assert_eq!([bench.passed(&mine), bench.passed(&others)], [2, 0]);
-        let mut heir = inherit();
-        heir.set_filter(None).unwrap();
+        let heir = inherit();
+        heir.put_filter_on().unwrap();
         assert_eq!([bench.passed(&mine), bench.passed(&junk)], [2, 2]);
         assert_eq!(heir.receive_drops(), 0);
 
-        bench.group.renew_filter().unwrap();
+        bench.group.put_filter_on().unwrap();
         bench.group.take_filter_off();
         assert_eq!([bench.passed(&others), bench.passed(&junk)], [2, 2]);
         assert_eq!(bench.group.receive_drops(), 0);

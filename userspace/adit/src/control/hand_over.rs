@@ -22,6 +22,10 @@ impl Control {
     /// Stops moving packets and steering, and refuses changes, until [`go_on`](Self::go_on).
     pub(crate) fn stand_still(&mut self) {
         self.standing = true;
+        // A successor that knows of no filter would be left with ours, and with sessions that are not its own.
+        if let Some(sockets) = self.shared.sockets.load().as_ref() {
+            sockets.take_filter_off();
+        }
         self.steerer.refresh(None, &[]);
         self.shared.stand_still();
     }
@@ -34,7 +38,7 @@ impl Control {
     /// Goes on where [`stand_still`](Self::stand_still) stopped.
     pub(crate) fn go_on(&mut self) {
         self.standing = false;
-        self.steerer.guard_again();
+        self.steerer.put_filter_on();
         self.shared.go_on();
         self.underlay_changed = true;
         self.refresh_underlay();
@@ -168,8 +172,15 @@ impl Control {
         Ok(())
     }
 
+    /// The process that had the sockets has ended.
+    pub(crate) fn be_alone(&mut self) {
+        self.alone = true;
+        self.steerer.put_filter_on();
+    }
+
     /// Takes over open sockets, for when the interface is seen to be up.
     pub(crate) fn inherit_sockets(&mut self, sockets: Option<UdpGroup>) {
+        self.alone = sockets.is_none();
         self.inherited = sockets;
     }
 }

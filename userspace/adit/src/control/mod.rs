@@ -52,6 +52,8 @@ pub struct Control {
     reports: Option<service::Reports>,
     /// Sockets of the daemon that ran before, until the interface is seen to be up.
     inherited: Option<UdpGroup>,
+    /// No other process uses the sockets, or may yet go on with them.
+    alone: bool,
     /// Another process may be about to take the device over.
     standing: bool,
     /// Lines that tell how the daemon was started.
@@ -82,6 +84,7 @@ impl Control {
             underlay_changed: false,
             reports: None,
             inherited: None,
+            alone: true,
             standing: false,
             options_told: String::new(),
             timers_changed: Arc::new(Notify::new()),
@@ -150,9 +153,12 @@ impl Control {
     }
 
     fn use_sockets(&mut self, mut sockets: UdpGroup) {
-        self.steerer.guard(&mut sockets);
+        self.steerer.choose_filter(&mut sockets);
         self.port = sockets.port();
         self.shared.replace_sockets(Some(Arc::new(sockets)));
+        if self.alone {
+            self.steerer.put_filter_on();
+        }
     }
 
     fn set_listen_port(&mut self, port: u16) -> Result<(), Errno> {
@@ -245,6 +251,10 @@ impl Control {
     /// Called once a second.
     fn tick(&mut self) {
         let now = instant();
+        // Before the kernel's counts have wrapped.
+        if let Some(sockets) = self.shared.sockets.load().as_ref() {
+            let _ = sockets.receive_drops();
+        }
         // What is refused in front of the sockets would wait for us otherwise.
         let refused = self.steerer.refused_handshakes();
         self.device.note_backlog(now, refused);
@@ -292,6 +302,9 @@ impl Control {
                         .peer()
                         .endpoint()
                         .and_then(|endpoint| endpoint.source);
+                    if let Some(source) = source {
+                        self.steerer.heard_at(source.address);
+                    }
                     // Before the first packet of the session, or that one is not counted.
                     if source.is_some_and(|source| !self.steerer.covers(source.interface)) {
                         self.underlay_changed = true;

@@ -285,10 +285,11 @@ fn serve(options: &Options, heritage: Option<(Inheritance, StandardError)>) -> R
         // Ends only if the tunnel is not ours to serve.
         let begun = async {
             let takes_over = predecessor.is_some();
-            if let Some(predecessor) = predecessor
-                && !predecessor.has_ended().await
-            {
-                return Ok(Ending::TooLate);
+            if let Some(predecessor) = predecessor {
+                if !predecessor.has_ended().await {
+                    return Ok(Ending::TooLate);
+                }
+                control.borrow_mut().be_alone();
             }
             match ready {
                 // The tunnel that was there goes on, whoever waits or does not.

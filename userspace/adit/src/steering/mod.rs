@@ -101,7 +101,7 @@ impl Steerer {
                 let reason = format!("{error:#}");
                 tracing::info!(
                     reason,
-                    "no eBPF: packets come in by the UDP socket, uncounted"
+                    "no eBPF: packets come in by the UDP socket, uncounted and unfiltered"
                 );
                 (None, Some(reason))
             }
@@ -213,6 +213,15 @@ impl Steerer {
         }
     }
 
+    /// Notes that an authentic message has come to this address of ours.
+    pub fn heard_at(&mut self, address: IpAddr) {
+        if let (Some(programs), Some(sockets)) = (&mut self.programs, self.sockets)
+            && let Err(error) = programs.steering.hear(address, sockets.port)
+        {
+            tracing::debug!(error = error_chain(&error), "XDP drops nothing there");
+        }
+    }
+
     /// Takes a session's index back.
     pub fn session_removed(&mut self, receiver_index: u32) {
         if let Some(programs) = &mut self.programs
@@ -222,23 +231,22 @@ impl Steerer {
         }
     }
 
-    /// Keeps what nobody needs out of sockets that are about to be used.
-    pub fn guard(&self, sockets: &mut UdpGroup) {
+    /// Chooses the filter for sockets that are about to be used.
+    pub fn choose_filter(&self, sockets: &mut UdpGroup) {
         let programs = self.programs.as_ref();
-        let programs = programs.filter(|programs| !programs.sessions_incomplete);
-        let filter = programs.map(|programs| programs.steering.socket_filter());
-        if let Err(error) = sockets.set_filter(filter) {
-            tracing::info!(%error, "no filter in front of the UDP sockets");
-        }
+        sockets.set_filter(programs.map(|programs| programs.steering.socket_filter()));
     }
 
-    /// As [`guard`](Self::guard), for sockets that another process may have had meanwhile.
-    pub fn guard_again(&self) {
-        let incomplete = |programs: &Programs| programs.sessions_incomplete;
-        if let Some(sockets) = self.shared.sockets.load().as_ref()
-            && !self.programs.as_ref().is_some_and(incomplete)
-            && let Err(error) = sockets.renew_filter()
-        {
+    /// Keeps what nobody needs out of the sockets.
+    pub fn put_filter_on(&self) {
+        let sockets = self.shared.sockets.load();
+        let Some(sockets) = sockets.as_ref() else {
+            return;
+        };
+        let programs = self.programs.as_ref();
+        if programs.is_some_and(|programs| programs.sessions_incomplete) {
+            sockets.take_filter_off();
+        } else if let Err(error) = sockets.put_filter_on() {
             tracing::info!(%error, "no filter in front of the UDP sockets");
         }
     }
@@ -300,6 +308,9 @@ impl Steerer {
             self.detach(index, why);
         }
         self.set_listeners(sockets);
+        for source in endpoints.iter().filter_map(|endpoint| endpoint.source) {
+            self.heard_at(source.address);
+        }
         for link in links.iter().filter(|link| wanted.contains(&link.index)) {
             if !self.devices.contains_key(&link.index) {
                 let device = self.attach(link);

@@ -162,6 +162,8 @@ pub struct Steering {
     epoch: Epoch,
     filter: SocketFilter,
     listeners: HashSet<Listener>,
+    /// Where authentic messages have come.
+    heard: HashSet<(IpAddr, u16)>,
     devices: Vec<Slots>,
 }
 
@@ -218,6 +220,7 @@ impl Steering {
             epoch,
             filter,
             listeners: HashSet::new(),
+            heard: HashSet::new(),
             devices: Vec::new(),
         };
         steering
@@ -314,10 +317,7 @@ impl Steering {
         let wanted: HashSet<Listener> = wanted.into_iter().collect();
         let mut map: HashMap<&mut MapData, ListenerKey, ListenerValue> =
             map_mut(&mut self.ebpf, MAP)?;
-        let key = |listener: &Listener| ListenerKey {
-            address: map_address(listener.address),
-            port: listener.port.into(),
-        };
+        let key = |listener: &Listener| listener_key(listener.address, listener.port);
         // Old ones go first: two may differ only in the interface, which is not part of the key.
         for gone in self.listeners.difference(&wanted) {
             match map.remove(&key(gone)).map_err(|error| io_error(&error)) {
@@ -338,7 +338,41 @@ impl Steering {
                 self.listeners.insert(new);
             }
         }
+        self.forget_unheard()?;
         self.epoch.end()
+    }
+
+    /// Notes that an authentic message has come to one of our addresses at `port`. What comes elsewhere may be for another
+    /// host, by a rule of the firewall, and is not dropped by XDP whatever it is.
+    ///
+    /// # Errors
+    /// `E2BIG` for more than 1,024.
+    pub fn hear(&mut self, address: IpAddr, port: u16) -> Result<(), MapError> {
+        const MAP: &str = maps::HEARD;
+        if self.heard.contains(&(address, port)) {
+            return Ok(());
+        }
+        let mut map: HashMap<&mut MapData, ListenerKey, u32> = map_mut(&mut self.ebpf, MAP)?;
+        map.insert(listener_key(address, port), 0, 0)
+            .map_err(|error| MapError::new(MAP, &error))?;
+        self.heard.insert((address, port));
+        Ok(())
+    }
+
+    /// Forgets what was heard where nobody listens any more.
+    fn forget_unheard(&mut self) -> Result<(), MapError> {
+        let listening: HashSet<(IpAddr, u16)> = self
+            .listeners
+            .iter()
+            .map(|listener| (listener.address, listener.port))
+            .collect();
+        let mut map: HashMap<&mut MapData, ListenerKey, u32> =
+            map_mut(&mut self.ebpf, maps::HEARD)?;
+        for (address, port) in self.heard.extract_if(|heard| !listening.contains(heard)) {
+            map.remove(&listener_key(address, port))
+                .map_err(|error| MapError::new(maps::HEARD, &error))?;
+        }
+        Ok(())
     }
 
     /// Switches steering. While it is off, data messages go up the stack whatever their index is.
@@ -350,7 +384,8 @@ impl Steering {
         self.write_config()
     }
 
-    /// Starts or stops limiting handshake messages per source.
+    /// Starts or stops limiting handshake messages per source and all together. `limit` is for those with a second MAC; those
+    /// without have a limit of their own.
     ///
     /// # Errors
     /// As `bpf(2)`.
@@ -616,6 +651,13 @@ impl Steering {
             map: maps::DROPS,
             source,
         })
+    }
+}
+
+fn listener_key(address: IpAddr, port: u16) -> ListenerKey {
+    ListenerKey {
+        address: map_address(address),
+        port: port.into(),
     }
 }
 

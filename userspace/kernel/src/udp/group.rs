@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::{Family, UdpError, UdpOptions, UdpSocket, UdpSockets};
 use crate::bpf::SocketFilter;
@@ -16,10 +16,14 @@ pub struct UdpGroup {
     first: UdpSockets,
     others: Box<[UdpSockets]>,
     filter: Option<SocketFilter>,
-    /// What [`drops`](Self::drops) was when nothing had been told.
-    drops_before: AtomicU32,
-    /// The most that [`receive_drops`](Self::receive_drops) has told.
-    drops_told: AtomicU32,
+    drops: Mutex<Drops>,
+}
+
+/// Datagrams dropped for want of room, as the kernel's counts, which wrap, are read now and then.
+#[derive(Debug, Default)]
+struct Drops {
+    read: u32,
+    total: u64,
 }
 
 impl UdpGroup {
@@ -28,8 +32,7 @@ impl UdpGroup {
             first,
             others,
             filter: None,
-            drops_before: AtomicU32::new(0),
-            drops_told: AtomicU32::new(0),
+            drops: Mutex::default(),
         };
         group.begin_counting();
         group
@@ -104,21 +107,18 @@ impl UdpGroup {
         members.flat_map(UdpSockets::iter)
     }
 
-    /// Puts a filter in front of all sockets, or takes the one away that they have, perhaps from another process.
+    /// Chooses the filter for all sockets, or none. It is in front of them when it is [put on](Self::put_filter_on).
+    pub fn set_filter(&mut self, filter: Option<SocketFilter>) {
+        self.filter = filter;
+        self.begin_counting();
+    }
+
+    /// Puts the chosen filter in front of all sockets, in the place of any that another process may have put there. If there is
+    /// none, takes off what they have.
     ///
     /// # Errors
     /// As `setsockopt(2)`; none of them has a filter then.
-    pub fn set_filter(&mut self, filter: Option<SocketFilter>) -> io::Result<()> {
-        self.filter = filter;
-        self.renew_filter()
-    }
-
-    /// Does again what [`set_filter`](Self::set_filter) did, if another process has had the sockets meanwhile.
-    ///
-    /// # Errors
-    /// As [`set_filter`](Self::set_filter).
-    pub fn renew_filter(&self) -> io::Result<()> {
-        self.begin_counting();
+    pub fn put_filter_on(&self) -> io::Result<()> {
         let Some(filter) = &self.filter else {
             self.take_filter_off();
             return Ok(());
@@ -126,6 +126,7 @@ impl UdpGroup {
         let attached = self
             .sockets()
             .try_for_each(|socket| filter.attach(socket.as_fd()));
+        self.begin_counting();
         attached.inspect_err(|_| self.take_filter_off())
     }
 
@@ -134,6 +135,7 @@ impl UdpGroup {
         for socket in self.sockets() {
             SocketFilter::detach(socket.as_fd());
         }
+        self.begin_counting();
     }
 
     /// The sockets of thread `index`; those of the first for a thread that has none of its own.
@@ -144,38 +146,36 @@ impl UdpGroup {
     }
 
     /// Datagrams that the kernel dropped for want of room in the receive buffers, since the sockets were opened or taken over.
-    /// It never tells less than before.
+    /// To be asked before it has dropped 2^31 more, filtered ones included.
     #[must_use]
     pub fn receive_drops(&self) -> u64 {
-        let drops = self
-            .drops()
-            .wrapping_sub(self.drops_before.load(Ordering::Relaxed));
+        let mut drops = self.drops.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = self.read_drops();
+        let more = read.wrapping_sub(drops.read);
         // What the filter drops between the two readings is subtracted and not counted yet.
-        let drops = if drops.cast_signed() < 0 { 0 } else { drops };
-        let told = self.drops_told.fetch_max(drops, Ordering::Relaxed);
-        told.max(drops).into()
+        if more.cast_signed() > 0 {
+            drops.read = read;
+            drops.total += u64::from(more);
+        }
+        drops.total
     }
 
-    /// Goes on from what has been told: whatever was dropped meanwhile, another process's filter may have dropped.
+    /// Whatever was dropped since the last reading may have been dropped by another filter.
     fn begin_counting(&self) {
-        let told = self.drops_told.load(Ordering::Relaxed);
-        self.drops_before
-            .store(self.drops().wrapping_sub(told), Ordering::Relaxed);
+        let mut drops = self.drops.lock().unwrap_or_else(PoisonError::into_inner);
+        drops.read = self.read_drops();
     }
 
     /// What the kernel has counted, less what the filter has dropped, modulo 2^32.
-    fn drops(&self) -> u32 {
+    fn read_drops(&self) -> u32 {
         let counts = self
             .sockets()
             .map(|socket| socket.receive_drops().unwrap_or(0));
         let all = counts.fold(0, u32::wrapping_add);
-        let filtered = self
-            .filter
-            .as_ref()
-            .and_then(|filter| filter.dropped().ok());
-        // The kernel's counts wrap at 32 bits.
-        let filtered = filtered.unwrap_or(0) % (1 << 32);
-        all.wrapping_sub(u32::try_from(filtered).unwrap_or(0))
+        let filter = self.filter.as_ref();
+        let filtered = filter.and_then(|filter| filter.dropped().ok()).unwrap_or(0);
+        let filtered = u32::try_from(filtered % (1 << 32)).unwrap_or(0);
+        all.wrapping_sub(filtered)
     }
 
     /// The port of all.

@@ -1,7 +1,7 @@
 //! A bench for single frames: loaded programs, nothing attached, `BPF_PROG_TEST_RUN`.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 
 use adit_kernel::bpf::{EventLevel, Flow, Hook, Listener, LoadOptions, Steering};
@@ -45,6 +45,10 @@ impl Bench {
         steering
             .set_listeners(["198.51.100.2", "2001:db8::2"].map(listener))
             .unwrap();
+        for host in [HOST, HOST6] {
+            let host: SocketAddr = host.parse().unwrap();
+            steering.hear(host.ip(), host.port()).unwrap();
+        }
         steering.sessions().unwrap().insert(LIVE, 3).unwrap();
         let umem = Umem::new(64, FrameSize::Bytes2048).unwrap();
         let receiver = Receiver::open(

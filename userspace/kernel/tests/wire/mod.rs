@@ -120,6 +120,9 @@ pub fn prepare(queues: u32, generic: bool) -> (Steering, Vec<Receiver>) {
     steering
         .set_listeners(["10.7.0.2", "fd07::2"].map(listener))
         .unwrap();
+    for address in ["10.7.0.2", "fd07::2"] {
+        steering.hear(address.parse().unwrap(), PORT).unwrap();
+    }
     steering.sessions().unwrap().insert(LIVE, 1).unwrap();
     let umem = Umem::new(FRAMES * queues, FrameSize::for_mtu(1500)).unwrap();
     let options = |queue| ReceiverOptions {

@@ -61,7 +61,7 @@ impl Rights {
                 "CAP_BPF",
                 &[BPF, SYS_ADMIN],
                 Check::missing,
-                "without it no eBPF: packets come in by the UDP socket, uncounted",
+                "without it no eBPF: packets come in by the UDP socket, uncounted and unfiltered",
             ),
             self.check(
                 "cap_perfmon",
