@@ -203,7 +203,10 @@ fn errors_by_number() -> Result<()> {
     namespace.ip(&format!("link set {interface} up"))?;
     refuses(interface, "set=1\nlisten_port=42100", EADDRINUSE)?;
     drop(taken);
-    accepts(interface, "set=1\nlisten_port=42100")?;
+    // A program that another test is starting may hold a copy of the socket for a moment.
+    wait_until("the port is free", Duration::from_secs(10), || {
+        accepts(interface, "set=1\nlisten_port=42100").is_ok()
+    })?;
 
     // What stands before the error was carried out.
     let answer = request(interface, "set=1\nlisten_port=42101\nnonsense=1\nfwmark=1")?;
