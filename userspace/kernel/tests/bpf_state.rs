@@ -362,8 +362,10 @@ fn messages_without_a_second_mac_have_limits_of_their_own() {
             let [high, low] = u16::try_from(number).unwrap().to_be_bytes();
             all += passed(&bare(&format!("203.0.{high}.{low}:9")), BARE_BURST).0;
         }
+        // The programs' clock may be a tick ahead of the time that has passed: 10 ms at 100 Hz.
         let (_, elapsed) = passed(&bare(PEER), 0);
-        let most = f64::from(COMMON_BURST) + elapsed.as_secs_f64() * f64::from(COMMON_PER_SECOND);
+        let earned = (elapsed.as_secs_f64() + 0.01) * f64::from(COMMON_PER_SECOND);
+        let most = f64::from(COMMON_BURST) + earned;
         assert!(all as f64 <= most + 1.0, "{all} in {elapsed:?}");
         assert!(all >= COMMON_BURST as usize / 2, "{all} in {elapsed:?}");
     });
