@@ -63,13 +63,9 @@ fn tunnel_works(pair: &Pair) -> Result<()> {
     })
 }
 
-/// The right site is a router, too. What it forwards has the tunnel's port.
-#[test]
-fn a_router_forwards_datagrams_with_the_tunnels_port() -> Result<()> {
-    let mut pair = NATIVE.steering_pair()?;
-    pair.wait_connected()?;
+/// A host behind a site, which forwards what is for it.
+fn host_beyond(router: &Namespace) -> Result<Namespace> {
     let beyond = Namespace::new()?;
-    let (left, router) = (&pair.left.namespace, &pair.right.namespace);
     let ends = [
         (router, ["198.51.100.1/24", "2001:db8:1::1/64"]),
         (&beyond, ["198.51.100.2/24", "2001:db8:1::2/64"]),
@@ -81,8 +77,18 @@ fn a_router_forwards_datagrams_with_the_tunnels_port() -> Result<()> {
     });
     veth(near, far, 1500)?;
     forward(router)?;
-    left.ip("route add 198.51.100.0/24 via 192.0.2.2\nroute add 2001:db8:1::/64 via 2001:db8::2")?;
     beyond.ip("route add default via 198.51.100.1\nroute add ::/0 via 2001:db8:1::1")?;
+    Ok(beyond)
+}
+
+/// The right site is a router, too. What it forwards has the tunnel's port.
+#[test]
+fn a_router_forwards_datagrams_with_the_tunnels_port() -> Result<()> {
+    let mut pair = NATIVE.steering_pair()?;
+    pair.wait_connected()?;
+    let (left, router) = (&pair.left.namespace, &pair.right.namespace);
+    let beyond = host_beyond(router)?;
+    left.ip("route add 198.51.100.0/24 via 192.0.2.2\nroute add 2001:db8:1::/64 via 2001:db8::2")?;
 
     let pairs: [(IpAddr, IpAddr); 2] = [
         ("192.0.2.1".parse()?, "198.51.100.2".parse()?),
@@ -98,31 +104,14 @@ fn a_router_forwards_datagrams_with_the_tunnels_port() -> Result<()> {
     pair.check_running()
 }
 
-/// A container beside the right site has an address of its own on the same interface.
 /// The right site has a second address, whose datagrams for the tunnel's port its firewall sends to another host: a second
 /// tunnel's, say, whose indices are not live here.
 #[test]
 fn a_firewall_forwards_datagrams_from_the_tunnels_port() -> Result<()> {
     let mut pair = NATIVE.steering_pair()?;
     pair.wait_connected()?;
-    let beyond = Namespace::new()?;
     let (left, router) = (&pair.left.namespace, &pair.right.namespace);
-    let [near, far] = [(router, "198.51.100.1/24"), (&beyond, "198.51.100.2/24")];
-    veth(
-        End {
-            namespace: near.0,
-            interface: "lan0",
-            addresses: &[near.1],
-        },
-        End {
-            namespace: far.0,
-            interface: "lan0",
-            addresses: &[far.1],
-        },
-        1500,
-    )?;
-    forward(router)?;
-    beyond.ip("route add default via 198.51.100.1")?;
+    let beyond = host_beyond(router)?;
     router.ip(&format!("address add 192.0.2.77/24 dev {WAN}"))?;
     router.nft(&format!(
         "add table ip nat
@@ -150,6 +139,7 @@ fn a_firewall_forwards_datagrams_from_the_tunnels_port() -> Result<()> {
     pair.check_running()
 }
 
+/// A container beside the right site has an address of its own on the same interface.
 #[test]
 fn another_process_on_another_address_has_the_tunnels_port() -> Result<()> {
     let mut pair = NATIVE.steering_pair()?;
