@@ -2,8 +2,8 @@
 //! closed, over AF_XDP and over the UDP socket. The frames are junk, or strangers' initiations with a right first MAC.
 //! Needs root.
 //!
-//! `cargo bench -p adit-tests --bench flood [-- [SECONDS [ROUNDS]] [xdp|socket]]`. The sender of the flood has a thread of its own and
-//! sends as fast as it can in both cases, so that the ratio tells what the receiving host does with the frames.
+//! `cargo bench -p adit-tests --bench flood [-- [SECONDS [ROUNDS]] [xdp|socket]]`. The sender of the flood has a thread of
+//! its own and sends as fast as it can in both cases, so that the ratio tells what the receiving host does with the frames.
 
 #![allow(clippy::print_stdout, reason = "its result")]
 

@@ -23,9 +23,7 @@ impl Control {
     pub(crate) fn stand_still(&mut self) {
         self.standing = true;
         // A successor that knows of no filter would be left with ours, and with sessions that are not its own.
-        if let Some(sockets) = self.shared.sockets.load().as_ref() {
-            sockets.take_filter_off();
-        }
+        self.steerer.take_filter_off();
         self.steerer.refresh(None, &[]);
         self.shared.stand_still();
     }

@@ -43,8 +43,8 @@ impl Tunnel {
             .filter(move |row| Some((row.remote.ip(), row.remote.port())) == endpoint)
     }
 
-    /// Packets dropped, by reason, those that never were left out: by the eBPF programs (`ebpf_…`), by the threads of the daemon (`ingress_…`,
-    /// `egress_…`, `handshake_…`).
+    /// Packets dropped, by reason, those that never were left out: by the eBPF programs (`ebpf_…`), by the threads of the
+    /// daemon (`ingress_…`, `egress_…`, `handshake_…`).
     pub(crate) fn drops(&self) -> Vec<(String, u64)> {
         self.device
             .drops()

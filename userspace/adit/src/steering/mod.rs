@@ -206,9 +206,7 @@ impl Steerer {
                     "XDP cannot hold all sessions; packets come in by the UDP socket"
                 );
             }
-            if let Some(sockets) = self.shared.sockets.load().as_ref() {
-                sockets.take_filter_off();
-            }
+            self.take_filter_off();
             self.steer();
         }
     }
@@ -239,28 +237,31 @@ impl Steerer {
 
     /// Keeps what nobody needs out of the sockets.
     pub fn put_filter_on(&self) {
-        let sockets = self.shared.sockets.load();
-        let Some(sockets) = sockets.as_ref() else {
-            return;
-        };
         let programs = self.programs.as_ref();
         if programs.is_some_and(|programs| programs.sessions_incomplete) {
-            sockets.take_filter_off();
-        } else if let Err(error) = sockets.put_filter_on() {
+            self.take_filter_off();
+        } else if let Some(sockets) = self.shared.sockets.load().as_ref()
+            && let Err(error) = sockets.put_filter_on()
+        {
             tracing::info!(%error, "no filter in front of the UDP sockets");
+        }
+    }
+
+    /// Lets everything through to the sockets.
+    pub fn take_filter_off(&self) {
+        if let Some(sockets) = self.shared.sockets.load().as_ref() {
+            sockets.take_filter_off();
         }
     }
 
     /// Handshake messages that the programs have refused for their rate since the last call.
     pub fn refused_handshakes(&mut self) -> usize {
-        let programs = self.programs.as_ref();
+        // Without load nothing is refused.
+        let programs = self.programs.as_ref().filter(|_| self.under_load);
         let Some(drops) = programs.and_then(|programs| programs.steering.drops().ok()) else {
             return 0;
         };
-        let refused = drops
-            .iter()
-            .filter(|drop| drop.reason == DropReason::RateLimited);
-        let refused = refused.map(|drop| drop.packets).sum();
+        let refused = drops[DropReason::RateLimited as usize].packets;
         let before = std::mem::replace(&mut self.refused, refused);
         usize::try_from(refused.saturating_sub(before)).unwrap_or(usize::MAX)
     }

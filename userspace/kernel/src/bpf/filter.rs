@@ -2,12 +2,12 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use adit_ebpf::{maps, programs};
 use aya::Ebpf;
-use aya::maps::{Map, PerCpuArray};
+use aya::maps::{Map, MapData, PerCpuArray};
 
 use super::attach::io_error;
 use super::steering::{LoadError, MapError, missing, program, refused};
@@ -19,7 +19,7 @@ use crate::sys::socket;
 #[derive(Clone)]
 pub struct SocketFilter {
     program: Arc<OwnedFd>,
-    dropped: Arc<PerCpuArray<aya::maps::MapData, u64>>,
+    dropped: Arc<PerCpuArray<MapData, u64>>,
 }
 
 impl fmt::Debug for SocketFilter {
@@ -38,7 +38,7 @@ impl SocketFilter {
             .load()
             .map_err(|error| refused(programs::SOCKET, &error))?;
         let fd = filter.fd().map_err(|error| io_error(&error));
-        let fd = fd.and_then(|fd| std::os::fd::AsFd::as_fd(fd).try_clone_to_owned());
+        let fd = fd.and_then(|fd| fd.as_fd().try_clone_to_owned());
         let other = |error: &io::Error| LoadError::Other(error.to_string());
         let dropped = Self::dropped_map(ebpf).map_err(|error| other(&error.source))?;
         Ok(Self {
@@ -47,7 +47,7 @@ impl SocketFilter {
         })
     }
 
-    fn dropped_map(ebpf: &Ebpf) -> Result<PerCpuArray<aya::maps::MapData, u64>, MapError> {
+    fn dropped_map(ebpf: &Ebpf) -> Result<PerCpuArray<MapData, u64>, MapError> {
         const MAP: &str = maps::FILTERED;
         let Some(Map::PerCpuArray(map)) = ebpf.map(MAP) else {
             return Err(missing(MAP));

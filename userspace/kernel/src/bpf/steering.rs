@@ -338,7 +338,7 @@ impl Steering {
                 self.listeners.insert(new);
             }
         }
-        self.forget_unheard()?;
+        self.forget_where_nobody_listens()?;
         self.epoch.end()
     }
 
@@ -360,7 +360,7 @@ impl Steering {
     }
 
     /// Forgets what was heard where nobody listens any more.
-    fn forget_unheard(&mut self) -> Result<(), MapError> {
+    fn forget_where_nobody_listens(&mut self) -> Result<(), MapError> {
         let listening: HashSet<(IpAddr, u16)> = self
             .listeners
             .iter()
